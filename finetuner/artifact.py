@@ -1,0 +1,157 @@
+"""The artifact of a run: one zip that every loader of embedding models reads, offline.
+
+{run_name}.zip
+└─ {run_name}/
+   ├─ manifest.json                         format, shape, metrics, and the sha256 of every other file
+   ├─ config.json  model.safetensors  tokenizer.json  tokenizer_config.json
+   ├─ modules.json  1_Pooling/  sentence_bert_config.json  config_sentence_transformers.json
+   └─ onnx/model.onnx                       with to_onnx: outputs last_hidden_state, sentence_embedding
+
+Files are stored and not deflated: weights hardly shrink, and reading is a copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import stat
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from finetuner.errors import ArtifactNotFound, CorruptedArtifact, FinetunerError
+from finetuner.files import read_json, replacing, write_json
+from finetuner.schema import read
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+ONNX_GRAPH = "onnx/model.onnx"
+_MAX_FILES = 200
+_MAX_BYTES = 20 * 2**30
+_CHUNK_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact is.
+
+    :param run_name: The run that made it.
+    :param model: The backbone it began with.
+    :param dim: Length of a vector.
+    :param pooler: ``mean``, ``cls`` or ``max``.
+    :param normalize: Whether vectors have length one.
+    :param max_length: Tokens a text is cut to.
+    :param input_names: What the model takes.
+    :param metrics: ``{"before": {…}, "after": {…}}``, empty without evaluation.
+    :param has_onnx: Whether ``onnx/model.onnx`` is there.
+    :param created_at: ISO 8601.
+    :param files: sha256 by path.
+    """
+
+    run_name: str
+    model: str
+    dim: int
+    pooler: str
+    normalize: bool
+    max_length: int
+    input_names: tuple[str, ...]
+    metrics: dict[str, Any]
+    has_onnx: bool
+    created_at: str
+    format_version: int = FORMAT_VERSION
+    files: dict[str, Any] = field(default_factory=dict)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pack(folder: Path, destination: Path, *, manifest: Manifest) -> None:
+    """Zip a folder of model files, with its manifest, under the run's name.
+
+    :param folder: The files; the manifest is added to them.
+    :param destination: The zip; it appears whole or not at all.
+    :param manifest: Without ``files``, which are counted here.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): _digest(path) for path in paths}
+    write_json(folder / MANIFEST, {**asdict(manifest), "files": files})
+    with replacing(destination) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        for path in [folder / MANIFEST, *paths]:
+            archive.write(path, f"{manifest.run_name}/{path.relative_to(folder).as_posix()}")
+
+
+@contextmanager
+def unpacked(artifact: Path) -> Iterator[tuple[Path, Manifest]]:
+    """Give the checked files of an artifact; a zip's are removed again when the block ends.
+
+    :param artifact: A zip, or the folder inside one.
+    :raises ArtifactNotFound: When nothing is there.
+    :raises CorruptedArtifact: When it is neither, or its files are not those of the manifest.
+    """
+    if artifact.is_dir():
+        yield _checked_folder(artifact)
+        return
+    if not artifact.is_file():
+        raise ArtifactNotFound(f"there is no artifact `{artifact}`")
+    with tempfile.TemporaryDirectory(prefix="finetuner-artifact-") as temporary:
+        _extract(artifact, Path(temporary))
+        folders = [path for path in Path(temporary).iterdir() if path.is_dir()]
+        if len(folders) != 1:
+            raise CorruptedArtifact(f"`{artifact.name}` must hold one folder, found {len(folders)}")
+        yield _checked_folder(folders[0])
+
+
+def _extract(artifact: Path, target: Path) -> None:
+    try:
+        with zipfile.ZipFile(artifact) as archive:
+            members = archive.infolist()
+            _check_members(artifact.name, members)
+            for member in members:
+                if member.is_dir():
+                    continue
+                path = target / member.filename
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(member) as source, path.open("wb") as file:
+                    shutil.copyfileobj(source, file, _CHUNK_BYTES)
+    except (zipfile.BadZipFile, NotImplementedError, OSError) as exc:
+        raise CorruptedArtifact(f"`{artifact.name}` is not a zip file, or is damaged: {exc}") from exc
+
+
+def _check_members(name: str, members: Sequence[zipfile.ZipInfo]) -> None:
+    """Refuse a zip that would write outside its folder, hold links, or fill the disk."""
+    if len(members) > _MAX_FILES or sum(m.file_size for m in members) > _MAX_BYTES:
+        raise CorruptedArtifact(f"`{name}` holds more than {_MAX_FILES} files or {_MAX_BYTES} bytes")
+    for member in members:
+        path = PurePosixPath(member.filename)
+        is_link = stat.S_ISLNK(member.external_attr >> 16)
+        if path.is_absolute() or ".." in path.parts or "\\" in member.filename or is_link:
+            raise CorruptedArtifact(f"`{name}` holds the unsafe member `{member.filename}`")
+
+
+def _checked_folder(folder: Path) -> tuple[Path, Manifest]:
+    try:
+        content = read_json(folder / MANIFEST)
+    except (OSError, ValueError) as exc:
+        raise CorruptedArtifact(
+            f"`{folder.name}` has no readable {MANIFEST}; an artifact is the zip that "
+            "`run.save_artifact()` gives, or the folder inside it"
+        ) from exc
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise CorruptedArtifact(
+            f"`{folder.name}` has format version {version!r}, this package reads {FORMAT_VERSION}"
+        )
+    try:
+        manifest = read(Manifest, content, MANIFEST)
+    except FinetunerError as exc:
+        raise CorruptedArtifact(f"the manifest of `{folder.name}` is wrong: {exc}") from exc
+    for path, digest in manifest.files.items():
+        if not (folder / path).is_file() or _digest(folder / path) != digest:
+            raise CorruptedArtifact(f"`{path}` of `{folder.name}` is missing or was changed")
+    return folder, manifest

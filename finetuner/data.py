@@ -1,0 +1,326 @@
+"""Labelled texts: from rows, CSV and DocumentArray, cleaned, and checked before anything is trained.
+
+One form is used everywhere behind the edge: :class:`LabelledTexts`. The rules for training data:
+
+- labels ``1``, ``1.0``, ``'1'``, ``'1.0'`` and ``True`` are one label;
+- a text that occurs twice under one label counts once (texts compare without case and extra space);
+- a text that occurs under two labels is left out: it would be drawn to and pushed from itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from finetuner.errors import DataError
+
+if TYPE_CHECKING:
+    from docarray import DocumentArray
+
+LABEL_TAG = "finetuner_label"
+_HEADER = {"text", "label"}
+_WHOLE_NUMBER = re.compile(r"[+-]?\d+\.0+")
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """Texts with their labels and, where the source had them, document ids; all of one length."""
+
+    texts: Sequence[str]
+    labels: Sequence[str | None]
+    ids: Sequence[str | None]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield each text as ``{"text", "label"[, "id"]}``."""
+        for text, label, id_ in zip(self.texts, self.labels, self.ids, strict=True):
+            row = {"text": text, "label": label}
+            yield row if id_ is None else {**row, "id": id_}
+
+    def subset(self, positions: Iterable[int]) -> LabelledTexts:
+        """Return the texts at the positions, in that order."""
+        chosen = list(positions)
+        return LabelledTexts(
+            [self.texts[i] for i in chosen],
+            [self.labels[i] for i in chosen],
+            [self.ids[i] for i in chosen],
+        )
+
+
+def normalise_label(value: object) -> str | None:
+    """Return the one form of a label, or None for a missing one.
+
+    :param value: A string, number or boolean; CSV gives ``'1'``, protobuf ``1.0``, Python ``1``.
+    :raises DataError: When it is none of these, or not finite.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool | np.bool_):
+        return str(int(value))
+    if isinstance(value, int | float | np.integer | np.floating):
+        number = float(value)
+        if not math.isfinite(number):
+            raise DataError(f"a label must be finite, got `{value}`")
+        return str(int(value)) if number.is_integer() else str(number)
+    if isinstance(value, str):
+        label = value.strip()
+        if _WHOLE_NUMBER.fullmatch(label):
+            label = str(int(label.partition(".")[0]))
+        return label or None
+    raise DataError(f"a label must be a string or a number, got `{value!r}`"[:200])
+
+
+def _check_text(text: object, where: str) -> str:
+    if not isinstance(text, str):
+        raise DataError(f"{where}: the text must be a string, got `{text!r}`"[:200])
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        raise DataError(f"{where}: the text holds half a surrogate pair; it is no Unicode") from exc
+    return text
+
+
+def from_rows(rows: Sequence[Any]) -> LabelledTexts:
+    """Read rows ``(text, label)`` or ``{"text": …, "label": …[, "id": …]}``.
+
+    :param rows: The rows; an empty list gives empty data.
+    :raises DataError: When a row has another form; the message names the first such row.
+    """
+    texts, labels, ids = [], [], []
+    for number, row in enumerate(rows, start=1):
+        text, label, id_ = _unpack(row, number)
+        texts.append(_check_text(text, f"row {number}"))
+        labels.append(normalise_label(label))
+        ids.append(None if id_ is None else str(id_))
+    return LabelledTexts(texts, labels, ids)
+
+
+def _unpack(row: Any, number: int) -> tuple[Any, Any, Any]:
+    if isinstance(row, Mapping):
+        unknown = set(row) - {"text", "label", "id"}
+        if unknown or "text" not in row:
+            raise DataError(
+                f"row {number} must have the fields text, label and perhaps id; "
+                f"got {', '.join(map(str, row)) or 'none'}"
+            )
+        return row["text"], row.get("label"), row.get("id")
+    if isinstance(row, Sequence) and not isinstance(row, str) and len(row) == 2:
+        return row[0], row[1], None
+    raise DataError(
+        f"row {number} must be [text, label] or {{text, label}}, got `{row!r}`"[:160]
+    )
+
+
+def from_documents(documents: DocumentArray) -> LabelledTexts:
+    """Read the texts, the tag ``finetuner_label`` and the ids of a DocumentArray.
+
+    :param documents: Documents without the tag get the label None.
+    :raises DataError: When a document has no text.
+    """
+    texts, labels, ids = [], [], []
+    for number, document in enumerate(documents, start=1):
+        if not document.text:
+            raise DataError(f"document {number} (`{document.id}`) has no text")
+        texts.append(_check_text(document.text, f"document {number}"))
+        labels.append(normalise_label(document.tags.get(LABEL_TAG)))
+        ids.append(document.id)
+    return LabelledTexts(texts, labels, ids)
+
+
+@dataclass(frozen=True)
+class CSVOptions:
+    """How a CSV is read; the fields of the old API that concern text.
+
+    :param size: Rows to keep, all when None.
+    :param sampling_rate: Share of the rows to keep, over 0 to 1, drawn with a fixed seed.
+    :param dialect: ``auto`` (sniffed), or a name that the ``csv`` module knows.
+    :param encoding: Of a file given by path.
+    :param is_labeled: Two columns are text and label; else, two texts that mean the same. A header
+        row ``text,label`` says so too.
+    """
+
+    size: int | None = None
+    sampling_rate: float | None = None
+    dialect: str = "auto"
+    encoding: str = "utf-8"
+    is_labeled: bool = False
+
+
+def read_csv(file: str | os.PathLike[str] | TextIO, options: CSVOptions | None = None) -> LabelledTexts:
+    """Read labelled texts, or pairs of texts that mean the same, from a CSV of two columns.
+
+    :param file: A path or an open text file.
+    :param options: How to read it.
+    :raises DataError: When the file is missing or empty, is no text, or has other columns.
+    """
+    options = options or CSVOptions()
+    rows = _sample(_csv_rows(_csv_content(file, options), options.dialect), options)
+    if not rows:
+        raise DataError("the CSV file does not exist or is empty")
+    header = [cell.strip().lower() for cell in rows[0]]
+    if set(header) == _HEADER and len(header) == 2:
+        text_column = header.index("text")
+        return from_rows([(row[text_column], row[1 - text_column]) for row in _two_columns(rows)[1:]])
+    if options.is_labeled:
+        return from_rows(_two_columns(rows))
+    return _from_pairs(_two_columns(rows))
+
+
+def _csv_content(file: str | os.PathLike[str] | TextIO, options: CSVOptions) -> str:
+    if not isinstance(file, str | os.PathLike):
+        return file.read()
+    try:
+        return Path(file).read_text(encoding=options.encoding)
+    except FileNotFoundError as exc:
+        raise DataError(f"there is no CSV file `{file}`") from exc
+    except (UnicodeDecodeError, LookupError) as exc:
+        raise DataError(
+            f"`{file}` is not {options.encoding} text ({exc}); name its encoding in CSVOptions"
+        ) from exc
+
+
+def _csv_rows(content: str, dialect: str) -> list[list[str]]:
+    delimiter = ","
+    if dialect == "auto":
+        # Only the delimiter is taken from the sniffer: its guess at doubled quotes is often wrong.
+        with contextlib.suppress(csv.Error):
+            delimiter = csv.Sniffer().sniff(content[:1024], delimiters=",;\t|").delimiter
+    try:
+        file = io.StringIO(content, newline="")
+        reader = csv.reader(file, delimiter=delimiter) if dialect == "auto" else csv.reader(file, dialect)
+        return [row for row in reader if row]
+    except csv.Error as exc:
+        raise DataError(f"the CSV cannot be read as dialect `{dialect}`: {exc}") from exc
+
+
+def _sample(rows: list[list[str]], options: CSVOptions) -> list[list[str]]:
+    if options.sampling_rate is not None:
+        generator = np.random.default_rng(0)
+        rows = [row for row in rows if generator.random() < options.sampling_rate]
+    return rows if options.size is None else rows[: options.size]
+
+
+def _two_columns(rows: list[list[str]]) -> list[list[str]]:
+    for number, row in enumerate(rows, start=1):
+        if len(row) != 2:
+            raise DataError(
+                f"CSV row {number} has {len(row)} columns, two are needed; put quotes around a text "
+                f"that holds commas. The row: `{','.join(row)}`"[:300]
+            )
+    return rows
+
+
+def _from_pairs(pairs: list[list[str]]) -> LabelledTexts:
+    """Label texts so that all that are linked by pairs, directly or not, share one label."""
+    parent: dict[str, str] = {}
+
+    def root(text: str) -> str:
+        parent.setdefault(text, text)
+        while parent[text] != text:
+            parent[text] = text = parent[parent[text]]
+        return text
+
+    for left, right in pairs:
+        parent[root(right)] = root(left)
+    numbers: dict[str, int] = {}
+    rows = [(text, numbers.setdefault(root(text), len(numbers))) for text in parent]
+    return from_rows(rows)
+
+
+def write_jsonl(data: LabelledTexts, path: Path) -> None:
+    """Write one JSON object a line: text, label and, where there is one, id."""
+    with path.open("wb") as file:
+        for row in data.rows():
+            file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+
+
+def read_jsonl(path: Path) -> LabelledTexts:
+    """Read what :func:`write_jsonl` wrote."""
+    with path.open("rb") as file:
+        return from_rows([orjson.loads(line) for line in file])
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Texts to train on, cleaned by the rules of this module.
+
+    :param texts: Each once.
+    :param classes: *Shape:* ``(n_texts,)`` int64; labels numbered from 0 by first appearance.
+    :param n_repeated: Rows left out as repetitions of a text under the same label.
+    :param n_ambiguous: Texts left out because they occur under several labels.
+    """
+
+    texts: list[str]
+    classes: NDArray[np.int64]
+    n_repeated: int
+    n_ambiguous: int
+
+    @property
+    def n_classes(self) -> int:
+        """Different labels."""
+        return int(self.classes.max()) + 1 if len(self.classes) else 0
+
+
+def prepare_training(data: LabelledTexts) -> TrainingData:
+    """Clean training data, or say why nothing can be learnt from them.
+
+    :param data: Every text labelled.
+    :raises DataError: When there are no texts, a text is empty or unlabelled, fewer than two labels
+        are left, or no label has two texts; the message gives the numbers found.
+    """
+    if not len(data):
+        raise DataError("the training data are empty")
+    _check_complete(data)
+    labels_of: dict[str, dict[str, str]] = {}
+    for text, label in zip(data.texts, data.labels, strict=True):
+        assert label is not None  # noqa: S101 - _check_complete has refused these
+        labels_of.setdefault(" ".join(text.lower().split()), {}).setdefault(label, text)
+    kept = [(text, label) for found in labels_of.values() if len(found) == 1 for label, text in found.items()]
+    n_ambiguous = len(labels_of) - len(kept)
+    numbers: dict[str, int] = {}
+    classes = np.array([numbers.setdefault(label, len(numbers)) for _, label in kept], dtype=np.int64)
+    n_repeated = len(data) - sum(map(len, labels_of.values()))
+    prepared = TrainingData([text for text, _ in kept], classes, n_repeated, n_ambiguous)
+    _check_trainable(prepared)
+    return prepared
+
+
+def _check_complete(data: LabelledTexts) -> None:
+    for problem, missing in (
+        ("no text", [i for i, text in enumerate(data.texts, 1) if not text.strip()]),
+        ("no label", [i for i, label in enumerate(data.labels, 1) if label is None]),
+    ):
+        if missing:
+            raise DataError(
+                f"{len(missing)} of {len(data)} training texts have {problem}; the first is row "
+                f"{missing[0]}. Every text needs a label (the tag `{LABEL_TAG}` of a Document)"
+            )
+
+
+def _check_trainable(prepared: TrainingData) -> None:
+    sizes = Counter(prepared.classes.tolist())
+    found = (
+        f"found {len(prepared.texts)} different texts with {len(sizes)} labels, "
+        f"{sum(size >= 2 for size in sizes.values())} of them with two texts or more"
+    )
+    if prepared.n_ambiguous:
+        found += f" ({prepared.n_ambiguous} texts under several labels left out)"
+    if len(sizes) < 2:
+        raise DataError(f"training needs at least two labels; {found}")
+    if max(sizes.values()) < 2:
+        raise DataError(f"training needs a label with at least two texts; {found}")

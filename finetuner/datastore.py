@@ -1,0 +1,196 @@
+"""Stored data: DocumentArrays on the volume under a name, as docarray's ``push`` and ``pull`` move them.
+
+``data/{name}/documents`` holds the stream that a client pushed: version byte, count, then each
+document as length and gzipped protobuf. ``texts.jsonl`` holds its texts and labels in our own form,
+made once at the push, so that starting a run on 100,000 documents costs no decoding. Nothing here
+reads pickle.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import quote, unquote
+
+from docarray import Document, DocumentArray
+from docarray.proto.docarray_pb2 import DocumentProto
+from google.protobuf.message import DecodeError
+
+from finetuner.data import LabelledTexts, from_documents, read_jsonl, write_jsonl
+from finetuner.errors import DataError, DataNotFoundError
+from finetuner.files import read_json, sync_folder, write_json
+from finetuner.names import check_data_name
+
+_HEADER = struct.Struct(">BQ")
+_LENGTH = struct.Struct(">I")
+_MAX_DOCUMENT_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class StoredData:
+    """One entry of the store."""
+
+    name: str
+    n_documents: int
+    size_bytes: int
+    created_at: str
+
+
+class DataStore:
+    """The stored data of one volume.
+
+    :param workspace: The volume; its folder ``data`` is made when needed.
+    """
+
+    def __init__(self, workspace: Path) -> None:
+        self._root = workspace / "data"
+
+    def _folder(self, name: str) -> Path:
+        # One level only: `a` and `a/b` must not lie in each other.
+        return self._root / quote(check_data_name(name), safe="")
+
+    def put(self, name: str, stream: IO[bytes]) -> StoredData:
+        """Store a stream of documents, in place of what had the name.
+
+        :param name: The name.
+        :param stream: What ``DocumentArray.push`` sends.
+        :raises DataError: When the stream is anything else, or cut short.
+        """
+        folder = self._folder(name)
+        self._root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._root, prefix=".upload-") as temporary:
+            upload = Path(temporary) / "whole"
+            upload.mkdir()
+            with (upload / "documents").open("wb") as file:
+                shutil.copyfileobj(stream, file)
+                os.fsync(file.fileno())
+            documents = DocumentArray(read_documents(upload / "documents"))
+            entry = StoredData(
+                name=name,
+                n_documents=len(documents),
+                size_bytes=(upload / "documents").stat().st_size,
+                created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+            _write_texts(documents, upload)
+            write_json(upload / "entry.json", entry.__dict__)
+            if folder.exists():
+                folder.rename(Path(temporary) / "replaced")
+            upload.rename(folder)
+        sync_folder(self._root)
+        return entry
+
+    def get(self, name: str) -> StoredData:
+        """Return an entry.
+
+        :raises DataNotFoundError: When nothing has the name.
+        """
+        try:
+            return StoredData(**read_json(self._folder(name) / "entry.json"))
+        except FileNotFoundError as exc:
+            known = ", ".join(entry.name for entry in self.list()) or "none"
+            raise DataNotFoundError(
+                f"no stored data `{name}`; stored: {known}. Store a DocumentArray with "
+                f"`.push('{name}')` after `eval \"$(finetuner env)\"`"
+            ) from exc
+
+    def list(self) -> list[StoredData]:
+        """Return all entries by name; none when nothing was stored."""
+        if not self._root.is_dir():
+            return []
+        names = [unquote(f.name) for f in self._root.iterdir() if (f / "entry.json").is_file()]
+        return [StoredData(**read_json(self._folder(name) / "entry.json")) for name in sorted(names)]
+
+    def delete(self, name: str) -> None:
+        """Remove an entry.
+
+        :raises DataNotFoundError: When nothing has the name.
+        """
+        self.get(name)
+        shutil.rmtree(self._folder(name))
+
+    def documents_path(self, name: str) -> Path:
+        """Return the file that ``DocumentArray.pull`` reads.
+
+        :raises DataNotFoundError: When nothing has the name.
+        """
+        self.get(name)
+        return self._folder(name) / "documents"
+
+    def texts(self, name: str) -> LabelledTexts:
+        """Return the texts and labels of stored documents.
+
+        :raises DataNotFoundError: When nothing has the name.
+        :raises DataError: When a document has no text.
+        """
+        self.get(name)
+        path = self._folder(name) / "texts.jsonl"
+        if not path.exists():
+            reason = read_json(self._folder(name) / "no-texts.json")
+            raise DataError(f"the stored data `{name}` cannot be used as texts: {reason}")
+        return read_jsonl(path)
+
+
+def _write_texts(documents: DocumentArray, folder: Path) -> None:
+    """Write the texts, or, for documents that are no texts, the reason why not."""
+    try:
+        write_jsonl(from_documents(documents), folder / "texts.jsonl")
+    except DataError as exc:
+        write_json(folder / "no-texts.json", str(exc))
+
+
+def read_documents(path: Path) -> Iterator[Document]:
+    """Yield the documents of a stream as docarray writes it with ``protobuf`` and ``gzip``.
+
+    :param path: The file.
+    :raises DataError: When it is not such a stream, above all when it is a pickle.
+    """
+    with path.open("rb") as file:
+        header = file.read(_HEADER.size)
+        if len(header) < _HEADER.size or header[0] != 1:
+            raise DataError(
+                "the upload is not a DocumentArray as `push` sends it (a protobuf stream); "
+                "pickle and other formats are refused"
+            )
+        for number in range(1, _HEADER.unpack(header)[1] + 1):
+            yield _read_document(file, number)
+        if file.read(1):
+            raise DataError("the upload goes on behind its last document")
+
+
+def _read_document(file: IO[bytes], number: int) -> Document:
+    length = file.read(_LENGTH.size)
+    body = file.read(min(_LENGTH.unpack(length)[0], _MAX_DOCUMENT_BYTES)) if len(length) == 4 else b""
+    if not body or len(body) < _LENGTH.unpack(length)[0]:
+        raise DataError(f"the upload ends within document {number}, or the document is too large")
+    try:
+        return Document.from_protobuf(DocumentProto.FromString(_gunzip(body)))
+    except (DecodeError, OSError, EOFError, zlib.error, ValueError, TypeError) as exc:
+        raise DataError(f"document {number} of the upload is no gzipped protobuf: {exc}") from exc
+
+
+def _gunzip(body: bytes) -> bytes:
+    """Decompress with a bound: a kilobyte of gzip can stand for a gigabyte."""
+    decompressor = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    content = decompressor.decompress(body, _MAX_DOCUMENT_BYTES)
+    if decompressor.unconsumed_tail:
+        raise ValueError(f"a document is larger than {_MAX_DOCUMENT_BYTES} bytes")
+    return content
+
+
+def summary_of(entry: StoredData) -> dict[str, Any]:
+    """Return an entry as docarray's ``cloud_list`` reads it."""
+    return {
+        "name": entry.name,
+        "visibility": "private",
+        "createdAt": entry.created_at,
+        "updatedAt": entry.created_at,
+        "metaData": {"summary": [{"name": "Length", "value": entry.n_documents}]},
+    }

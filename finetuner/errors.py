@@ -1,0 +1,162 @@
+"""The one tree of errors; each leaf is also a builtin, so ``except ValueError`` works too.
+
+FinetunerError
+├─ MalformedRequestError (ValueError)         400  the body is no JSON object
+├─ AuthenticationRequiredError (PermissionError) 401
+├─ NotFoundError (LookupError)                404
+│  ├─ EndpointNotFoundError                        no executor of the Flow has the endpoint
+│  ├─ RunNotFoundError, ExperimentNotFoundError, DataNotFoundError
+│  └─ ModelNotFoundError, ArtifactNotFound
+├─ ConflictError (RuntimeError)               409
+│  ├─ RunExistsError                               the name is taken
+│  └─ RunPreparingError, RunInProgressError, RunFailedError
+├─ TooLargeError (ValueError)                 413
+├─ ConfigError (ValueError)                   422  unknown field, wrong type, out of range
+├─ DataError (ValueError)                     422  the data cannot train or evaluate
+├─ CorruptedArtifact (ValueError)             422
+├─ UnavailableError (ConnectionError)         503  a server or an executor does not answer
+├─ TrainingError (RuntimeError)               500  training cannot go on
+└─ FinetunerServerError (RuntimeError)        500  anything the server did not foresee
+
+``http_status`` is what the gateway answers when an executor raises the error.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class FinetunerError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+    http_status: ClassVar[int] = 500
+
+
+class MalformedRequestError(FinetunerError, ValueError):
+    """The request could not be read at all."""
+
+    http_status = 400
+
+
+class AuthenticationRequiredError(FinetunerError, PermissionError):
+    """The server asks for a token and got none, or a wrong one."""
+
+    http_status = 401
+
+
+class NotFoundError(FinetunerError, LookupError):
+    """What was named does not exist."""
+
+    http_status = 404
+
+
+class EndpointNotFoundError(NotFoundError):
+    """No executor of this Flow serves the endpoint."""
+
+
+class RunNotFoundError(NotFoundError):
+    """No run of that name in the experiment."""
+
+
+class ExperimentNotFoundError(NotFoundError):
+    """No experiment of that name."""
+
+
+class DataNotFoundError(NotFoundError):
+    """No stored data of that name."""
+
+
+class ModelNotFoundError(NotFoundError):
+    """The backbone was found in none of the places searched."""
+
+
+class ArtifactNotFound(NotFoundError):  # noqa: N818 - the name that clients of the old API catch
+    """No artifact under that path, id or run name."""
+
+
+class ConflictError(FinetunerError, RuntimeError):
+    """The request is well formed and does not fit the present state."""
+
+    http_status = 409
+
+
+class RunExistsError(ConflictError):
+    """The experiment already holds a run of that name."""
+
+
+class RunPreparingError(ConflictError):
+    """The run has not started, so there is no log yet."""
+
+
+class RunInProgressError(ConflictError):
+    """The run has not finished, so there is no artifact yet."""
+
+
+class RunFailedError(ConflictError):
+    """The run failed, so there will be no artifact."""
+
+
+class TooLargeError(FinetunerError, ValueError):
+    """The request is larger than the server takes."""
+
+    http_status = 413
+
+
+class ConfigError(FinetunerError, ValueError):
+    """A setting is unknown, of a wrong type or out of range."""
+
+    http_status = 422
+
+
+class DataError(FinetunerError, ValueError):
+    """The data cannot be used for what was asked."""
+
+    http_status = 422
+
+
+class CorruptedArtifact(FinetunerError, ValueError):  # noqa: N818 - as above
+    """An artifact is no zip, lacks files, or its files have changed."""
+
+    http_status = 422
+
+
+class UnavailableError(FinetunerError, ConnectionError):
+    """A server or an executor does not answer."""
+
+    http_status = 503
+
+
+class TrainingError(FinetunerError, RuntimeError):
+    """Training cannot go on."""
+
+
+class FinetunerServerError(FinetunerError, RuntimeError):
+    """The server failed in a way that it did not foresee.
+
+    :param message: What went wrong.
+    :param details: What the server said about it.
+    :param code: The HTTP status, or -1 without one.
+    """
+
+    def __init__(
+        self, message: str = "An unknown error occurred", details: str = "", code: int = -1
+    ) -> None:
+        super().__init__(message, details, code)
+        self.message, self.details, self.code = message, details, code
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.code}): {self.details}"
+
+
+def error_class(name: str) -> type[FinetunerError] | None:
+    """Return the class of this tree with that name, or None.
+
+    :param name: A class name as it travels between processes.
+    """
+    pending: list[type[FinetunerError]] = [FinetunerError]
+    while pending:
+        candidate = pending.pop()
+        if candidate.__name__ == name:
+            return candidate
+        pending.extend(candidate.__subclasses__())
+    return None

@@ -1,0 +1,83 @@
+"""From texts to padded arrays of token ids; numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from finetuner.errors import CorruptedArtifact
+from finetuner.files import read_json
+
+INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
+Inputs = dict[str, NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """A tokenizer that never changes after it was made, so threads can share it.
+
+    :param tokenizer: With truncation set and padding off.
+    :param pad_id: Token id that fills short texts.
+    :param input_names: Those of ``INPUT_NAMES`` that the model takes.
+    """
+
+    tokenizer: Tokenizer
+    pad_id: int
+    input_names: tuple[str, ...]
+
+    @classmethod
+    def create(
+        cls, definition: str, *, max_length: int, pad_id: int, input_names: Sequence[str]
+    ) -> TextTokenizer:
+        """Build one from the content of a ``tokenizer.json``.
+
+        :param definition: The JSON.
+        :param max_length: Tokens a text is cut to, special ones included.
+        :param pad_id: As the class says.
+        :param input_names: As the class says.
+        """
+        tokenizer = Tokenizer.from_str(definition)
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_length)
+        return cls(tokenizer, pad_id, tuple(n for n in INPUT_NAMES if n in input_names))
+
+    @classmethod
+    def load(cls, folder: Path, *, max_length: int, input_names: Sequence[str]) -> TextTokenizer:
+        """Read ``tokenizer.json`` and the padding token of ``tokenizer_config.json``.
+
+        :raises CorruptedArtifact: When a file is missing or cannot be read.
+        """
+        try:
+            definition = (folder / "tokenizer.json").read_text(encoding="utf-8")
+            pad_token = read_json(folder / "tokenizer_config.json").get("pad_token", "[PAD]")
+        except (OSError, ValueError) as exc:
+            raise CorruptedArtifact(f"the tokenizer's files cannot be read: {exc}") from exc
+        if isinstance(pad_token, dict):
+            pad_token = pad_token["content"]
+        pad_id = Tokenizer.from_str(definition).token_to_id(pad_token) or 0
+        return cls.create(definition, max_length=max_length, pad_id=pad_id, input_names=input_names)
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return each text's token ids, cut to the maximum length; an empty list for no texts."""
+        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts))]
+
+    def pad(self, token_ids: Sequence[Sequence[int]]) -> Inputs:
+        """Put token ids side by side.
+
+        :param token_ids: One or more texts.
+        :returns: For each input name an array, *Shape:* ``(n_texts, longest)`` int64. Token types are
+            all 0, which is what a single text has in every encoder that knows them.
+        """
+        longest = max(map(len, token_ids))
+        ids = np.full((len(token_ids), longest), self.pad_id, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for row, text_ids in enumerate(token_ids):
+            ids[row, : len(text_ids)] = text_ids
+            mask[row, : len(text_ids)] = 1
+        arrays = dict(zip(INPUT_NAMES, (ids, mask, np.zeros_like(ids)), strict=True))
+        return {name: arrays[name] for name in self.input_names}

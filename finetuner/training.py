@@ -1,0 +1,166 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import SchedulerType, get_scheduler
+
+from finetuner.batching import BatchPlan
+from finetuner.config import RunConfig
+from finetuner.data import TrainingData
+from finetuner.device import autocast
+from finetuner.errors import ConfigError, TrainingError
+from finetuner.losses import build_loss, build_optimizer
+from finetuner.models import LoadedModel
+from finetuner.schema import nearest
+
+_MAX_GRADIENT_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training is.
+
+    :param epoch: From 1.
+    :param step: Batches of this epoch done.
+    :param n_steps: Batches of this epoch.
+    :param loss: Mean over the epoch so far.
+    """
+
+    epoch: int
+    step: int
+    n_steps: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class TrainingHooks:
+    """What to do beside training.
+
+    :param on_step: Called after each batch.
+    :param on_epoch_end: Called after each epoch with its number from 1; may put the model in
+        evaluation mode.
+    """
+
+    on_step: Callable[[Progress], None]
+    on_epoch_end: Callable[[int], None]
+
+
+def check_training(config: RunConfig) -> None:
+    """Refuse now what would stop :func:`train` later.
+
+    :raises ConfigError: When a loss, miner, optimizer or scheduler, or one of its options, is unknown.
+    """
+    build_loss(
+        config.loss,
+        config.loss_options,
+        miner=config.miner,
+        miner_options=config.miner_options,
+    )
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = build_optimizer(
+        config.optimizer,
+        [parameter],
+        learning_rate=config.resolved_learning_rate,
+        options=config.optimizer_options,
+    )
+    _build_scheduler(config, optimizer, n_steps=1)
+
+
+def train(
+    loaded: LoadedModel,
+    data: TrainingData,
+    *,
+    config: RunConfig,
+    device: torch.device,
+    hooks: TrainingHooks,
+) -> None:
+    """Fine-tune a model in place.
+
+    :param loaded: The model, moved to the device and left there in evaluation mode.
+    :param data: Cleaned training data.
+    :param config: The run's settings; its seed decides batches and dropout.
+    :param device: Where to train.
+    :param hooks: What to do beside training.
+    :raises TrainingError: When the loss is no longer a number.
+    """
+    torch.manual_seed(config.seed)
+    model = loaded.model.to(device)
+    token_ids = loaded.tokenizer.tokenize(data.texts)
+    plan = BatchPlan.create(
+        data.classes,
+        np.array([len(ids) for ids in token_ids], dtype=np.int64),
+        batch_size=config.batch_size,
+        num_items_per_class=config.num_items_per_class,
+        sampler=config.sampler,
+        seed=config.seed,
+    )
+    loss_function = build_loss(
+        config.loss, config.loss_options, miner=config.miner, miner_options=config.miner_options
+    )
+    optimizer = build_optimizer(
+        config.optimizer,
+        model.parameters(),
+        learning_rate=config.resolved_learning_rate,
+        options=config.optimizer_options,
+    )
+    scheduler = _build_scheduler(config, optimizer, n_steps=config.epochs * len(plan.epoch(0)))
+    for epoch in range(1, config.epochs + 1):
+        model.train()
+        batches = plan.epoch(epoch - 1)
+        total = 0.0
+        for step, positions in enumerate(batches, start=1):
+            inputs = loaded.tokenizer.pad([token_ids[i] for i in positions])
+            tensors = [torch.from_numpy(array).to(device) for array in inputs.values()]
+            with autocast(config.precision, device):
+                _, embeddings = model(*tensors)
+            classes = torch.from_numpy(data.classes[positions]).to(device)
+            loss = loss_function(embeddings, classes)
+            _step(loss, model, optimizer)
+            scheduler.step()
+            total += _finite(loss.item(), epoch, step)
+            hooks.on_step(Progress(epoch, step, len(batches), total / step))
+        model.eval()
+        hooks.on_epoch_end(epoch)
+
+
+def _step(loss: torch.Tensor, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), _MAX_GRADIENT_NORM)
+    optimizer.step()
+
+
+def _finite(loss: float, epoch: int, step: int) -> float:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the loss became {loss} in step {step} of epoch {epoch}; lower the learning rate, "
+            "or train with precision='fp32'"
+        )
+    return loss
+
+
+def _build_scheduler(
+    config: RunConfig, optimizer: torch.optim.Optimizer, *, n_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    name = config.scheduler or "constant"
+    known = [member.value for member in SchedulerType]
+    if name not in known:
+        raise ConfigError(f"unknown scheduler `{name}`{nearest(name, known)} known: {', '.join(known)}")
+    options = dict(config.scheduler_options)
+    n_warmup = options.pop("num_warmup_steps", 0)
+    try:
+        return get_scheduler(
+            name,
+            optimizer,
+            num_warmup_steps=n_warmup,
+            num_training_steps=n_steps,
+            scheduler_specific_kwargs=options,
+        )
+    except (TypeError, ValueError) as exc:
+        raise ConfigError(f"scheduler {name} refuses its options: {exc}") from exc
