@@ -81,7 +81,10 @@ def pack(folder: Path, destination: Path, *, manifest: Manifest) -> None:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {path.relative_to(folder).as_posix(): _digest(path) for path in paths}
     write_json(folder / MANIFEST, {**asdict(manifest), "files": files})
-    with replacing(destination) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+    with (
+        replacing(destination) as target,
+        zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive,
+    ):
         for path in [folder / MANIFEST, *paths]:
             archive.write(path, f"{manifest.run_name}/{path.relative_to(folder).as_posix()}")
 
@@ -120,13 +123,17 @@ def _extract(artifact: Path, target: Path) -> None:
                 with archive.open(member) as source, path.open("wb") as file:
                     shutil.copyfileobj(source, file, _CHUNK_BYTES)
     except (zipfile.BadZipFile, NotImplementedError, OSError) as exc:
-        raise CorruptedArtifact(f"`{artifact.name}` is not a zip file, or is damaged: {exc}") from exc
+        raise CorruptedArtifact(
+            f"`{artifact.name}` is not a zip file, or is damaged: {exc}"
+        ) from exc
 
 
 def _check_members(name: str, members: Sequence[zipfile.ZipInfo]) -> None:
     """Refuse a zip that would write outside its folder, hold links, or fill the disk."""
     if len(members) > _MAX_FILES or sum(m.file_size for m in members) > _MAX_BYTES:
-        raise CorruptedArtifact(f"`{name}` holds more than {_MAX_FILES} files or {_MAX_BYTES} bytes")
+        raise CorruptedArtifact(
+            f"`{name}` holds more than {_MAX_FILES} files or {_MAX_BYTES} bytes"
+        )
     for member in members:
         path = PurePosixPath(member.filename)
         is_link = stat.S_ISLNK(member.external_attr >> 16)

@@ -85,7 +85,9 @@ class RunConfig:
     miner: str | None = documented("a miner of pytorch-metric-learning", default=None)
     miner_options: dict[str, Any] = documented("the miner's arguments", default_factory=dict)
     optimizer: str = documented("an optimizer of torch", default="Adam")
-    optimizer_options: dict[str, Any] = documented("the optimizer's arguments", default_factory=dict)
+    optimizer_options: dict[str, Any] = documented(
+        "the optimizer's arguments", default_factory=dict
+    )
     learning_rate: float | None = documented(
         f"above 0, below 1; {DEFAULT_LEARNING_RATE:g} when neither this nor "
         "`optimizer_options.lr` is given",
@@ -98,7 +100,9 @@ class RunConfig:
         "`num_warmup_steps`, and what the schedule takes", default_factory=dict
     )
     epochs: int = documented("passes over the data, 0 to 1000", default=5)
-    batch_size: int = documented("texts a step, at least 4: two labels with two texts each", default=64)
+    batch_size: int = documented(
+        "texts a step, at least 4: two labels with two texts each", default=64
+    )
     num_items_per_class: int = documented("texts of one label put together, at least 2", default=4)
     sampler: Sampler = documented("how batches are filled", default=Sampler.AUTO)
     precision: Precision = documented("arithmetic of the forward pass", default=Precision.AUTO)
@@ -157,5 +161,7 @@ def workspace_dir(path: str | os.PathLike[str] | None = None) -> Path:
 
     :param path: The folder; when None, ``FINETUNER_WORKSPACE``, else the user's data folder.
     """
-    chosen = path or os.environ.get("FINETUNER_WORKSPACE") or platformdirs.user_data_dir("finetuner")
+    chosen = (
+        path or os.environ.get("FINETUNER_WORKSPACE") or platformdirs.user_data_dir("finetuner")
+    )
     return Path(chosen).expanduser().resolve()

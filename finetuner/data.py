@@ -121,9 +121,7 @@ def _unpack(row: Any, number: int) -> tuple[Any, Any, Any]:
         return row["text"], row.get("label"), row.get("id")
     if isinstance(row, Sequence) and not isinstance(row, str) and len(row) == 2:
         return row[0], row[1], None
-    raise DataError(
-        f"row {number} must be [text, label] or {{text, label}}, got `{row!r}`"[:160]
-    )
+    raise DataError(f"row {number} must be [text, label] or {{text, label}}, got `{row!r}`"[:160])
 
 
 def from_documents(documents: DocumentArray) -> LabelledTexts:
@@ -161,7 +159,9 @@ class CSVOptions:
     is_labeled: bool = False
 
 
-def read_csv(file: str | os.PathLike[str] | TextIO, options: CSVOptions | None = None) -> LabelledTexts:
+def read_csv(
+    file: str | os.PathLike[str] | TextIO, options: CSVOptions | None = None
+) -> LabelledTexts:
     """Read labelled texts, or pairs of texts that mean the same, from a CSV of two columns.
 
     :param file: A path or an open text file.
@@ -175,7 +175,9 @@ def read_csv(file: str | os.PathLike[str] | TextIO, options: CSVOptions | None =
     header = [cell.strip().lower() for cell in rows[0]]
     if set(header) == _HEADER and len(header) == 2:
         text_column = header.index("text")
-        return from_rows([(row[text_column], row[1 - text_column]) for row in _two_columns(rows)[1:]])
+        return from_rows(
+            [(row[text_column], row[1 - text_column]) for row in _two_columns(rows)[1:]]
+        )
     if options.is_labeled:
         return from_rows(_two_columns(rows))
     return _from_pairs(_two_columns(rows))
@@ -202,7 +204,11 @@ def _csv_rows(content: str, dialect: str) -> list[list[str]]:
             delimiter = csv.Sniffer().sniff(content[:1024], delimiters=",;\t|").delimiter
     try:
         file = io.StringIO(content, newline="")
-        reader = csv.reader(file, delimiter=delimiter) if dialect == "auto" else csv.reader(file, dialect)
+        reader = (
+            csv.reader(file, delimiter=delimiter)
+            if dialect == "auto"
+            else csv.reader(file, dialect)
+        )
         return [row for row in reader if row]
     except csv.Error as exc:
         raise DataError(f"the CSV cannot be read as dialect `{dialect}`: {exc}") from exc
@@ -290,10 +296,17 @@ def prepare_training(data: LabelledTexts) -> TrainingData:
     for text, label in zip(data.texts, data.labels, strict=True):
         assert label is not None  # noqa: S101 - _check_complete has refused these
         labels_of.setdefault(" ".join(text.lower().split()), {}).setdefault(label, text)
-    kept = [(text, label) for found in labels_of.values() if len(found) == 1 for label, text in found.items()]
+    kept = [
+        (text, label)
+        for found in labels_of.values()
+        if len(found) == 1
+        for label, text in found.items()
+    ]
     n_ambiguous = len(labels_of) - len(kept)
     numbers: dict[str, int] = {}
-    classes = np.array([numbers.setdefault(label, len(numbers)) for _, label in kept], dtype=np.int64)
+    classes = np.array(
+        [numbers.setdefault(label, len(numbers)) for _, label in kept], dtype=np.int64
+    )
     n_repeated = len(data) - sum(map(len, labels_of.values()))
     prepared = TrainingData([text for text, _ in kept], classes, n_repeated, n_ambiguous)
     _check_trainable(prepared)

@@ -106,7 +106,9 @@ class DataStore:
         if not self._root.is_dir():
             return []
         names = [unquote(f.name) for f in self._root.iterdir() if (f / "entry.json").is_file()]
-        return [StoredData(**read_json(self._folder(name) / "entry.json")) for name in sorted(names)]
+        return [
+            StoredData(**read_json(self._folder(name) / "entry.json")) for name in sorted(names)
+        ]
 
     def delete(self, name: str) -> None:
         """Remove an entry.
@@ -167,7 +169,9 @@ def read_documents(path: Path) -> Iterator[Document]:
 
 def _read_document(file: IO[bytes], number: int) -> Document:
     length = file.read(_LENGTH.size)
-    body = file.read(min(_LENGTH.unpack(length)[0], _MAX_DOCUMENT_BYTES)) if len(length) == 4 else b""
+    body = (
+        file.read(min(_LENGTH.unpack(length)[0], _MAX_DOCUMENT_BYTES)) if len(length) == 4 else b""
+    )
     if not body or len(body) < _LENGTH.unpack(length)[0]:
         raise DataError(f"the upload ends within document {number}, or the document is too large")
     try:

@@ -16,7 +16,9 @@ def resolve_device(device: Device) -> tuple[torch.device, str | None]:
     :param device: The device asked for.
     """
     if device is Device.CUDA and not torch.cuda.is_available():
-        return torch.device("cpu"), "device='cuda' was asked for, but there is no GPU here: using the CPU"
+        return torch.device(
+            "cpu"
+        ), "device='cuda' was asked for, but there is no GPU here: using the CPU"
     return torch.device(device.value), None
 
 
@@ -37,7 +39,9 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     """
     fast = has_fast_bf16(device)
     if precision is Precision.BF16 and not fast:
-        raise ConfigError(f"precision='bf16' is not in this {device.type}'s hardware; use auto or fp32")
+        raise ConfigError(
+            f"precision='bf16' is not in this {device.type}'s hardware; use auto or fp32"
+        )
     if precision is Precision.FP32 or not fast:
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -132,7 +132,9 @@ def load_encoder(
             folder, max_length=manifest.max_length, input_names=manifest.input_names
         )
         embed = _onnx_embedder(folder / ONNX_GRAPH, device)
-        return Encoder(tokenizer, embed, manifest.dim, manifest.run_name, Backend.ONNX, device.value)
+        return Encoder(
+            tokenizer, embed, manifest.dim, manifest.run_name, Backend.ONNX, device.value
+        )
 
 
 def _choose_backend(backend: Backend, manifest: Manifest) -> Backend:

@@ -73,7 +73,9 @@ class EvaluationSet:
         own = _own_places(queries, searched, is_same=index is None)
         if not callback.exclude_self:
             own = np.full(len(queries), -1)
-        n_relevant = np.bincount(index_classes[index_classes >= 0], minlength=len(numbers))[query_classes]
+        n_relevant = np.bincount(index_classes[index_classes >= 0], minlength=len(numbers))[
+            query_classes
+        ]
         findable = np.flatnonzero(n_relevant > (own >= 0))
         if not len(findable):
             raise DataError(

@@ -136,12 +136,20 @@ def build_optimizer(
 
 def _build(kind: str, table: Mapping[str, Any], name: str, options: Mapping[str, Any]) -> Any:
     if name not in table:
-        raise ConfigError(f"unknown {kind} `{name}`{nearest(name, table)} known: {', '.join(table)}")
-    taken = [p.name for p in inspect.signature(table[name]).parameters.values() if p.kind != p.VAR_KEYWORD]
+        raise ConfigError(
+            f"unknown {kind} `{name}`{nearest(name, table)} known: {', '.join(table)}"
+        )
+    taken = [
+        p.name
+        for p in inspect.signature(table[name]).parameters.values()
+        if p.kind != p.VAR_KEYWORD
+    ]
     for option in options:
         if option not in taken:
             known = ", ".join(n for n in taken if n != "params")
-            raise ConfigError(f"unknown option `{option}` of {name}{nearest(option, taken)} known: {known}")
+            raise ConfigError(
+                f"unknown option `{option}` of {name}{nearest(option, taken)} known: {known}"
+            )
     try:
         return table[name](**options)
     except (TypeError, ValueError, AssertionError) as exc:

@@ -33,7 +33,9 @@ class ModelOptions:
     :raises ConfigError: When ``max_length`` is below 4.
     """
 
-    pooler: Pooler | None = documented("mean, cls or max; mean when the folder says nothing", default=None)
+    pooler: Pooler | None = documented(
+        "mean, cls or max; mean when the folder says nothing", default=None
+    )
     max_length: int | None = documented("tokens a text is cut to, at least 4", default=None)
     normalize: bool = documented("scale vectors to length one", default=True)
 
@@ -162,7 +164,9 @@ def _read_max_length(folder: Path, config: object, hf_tokenizer: PreTrainedToken
     stated = read_json(path).get("max_seq_length") if path.is_file() else None
     positions = getattr(config, "max_position_embeddings", None) or _LONGEST_TOKENS
     # RoBERTa and its kin count positions from the padding id + 1; their tokenizers know the rest.
-    return int(min(stated or _LONGEST_TOKENS, hf_tokenizer.model_max_length, positions, _LONGEST_TOKENS))
+    return int(
+        min(stated or _LONGEST_TOKENS, hf_tokenizer.model_max_length, positions, _LONGEST_TOKENS)
+    )
 
 
 _POOLING_KEYS = {
@@ -191,7 +195,12 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
     stages = ["Transformer", "Pooling"] + (["Normalize"] if model.normalize else [])
     paths = ["", "1_Pooling", "2_Normalize"]
     modules = [
-        {"idx": i, "name": str(i), "path": paths[i], "type": f"sentence_transformers.models.{stage}"}
+        {
+            "idx": i,
+            "name": str(i),
+            "path": paths[i],
+            "type": f"sentence_transformers.models.{stage}",
+        }
         for i, stage in enumerate(stages)
     ]
     write_json(folder / "modules.json", modules)

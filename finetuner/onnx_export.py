@@ -56,7 +56,8 @@ def export_onnx(folder: Path, destination: Path, *, options: ModelOptions) -> fl
     difference = _largest_difference(folder, destination, options)
     if not difference <= _TOLERANCE:
         raise FinetunerServerError(
-            "The ONNX graph differs from the model", f"by {difference:.2g}, allowed {_TOLERANCE:.0e}"
+            "The ONNX graph differs from the model",
+            f"by {difference:.2g}, allowed {_TOLERANCE:.0e}",
         )
     return difference
 

@@ -103,7 +103,9 @@ def convert(hint: Any, value: object, where: str) -> Any:
 def _to_enum(hint: type[StrEnum], value: object, where: str) -> StrEnum:
     allowed = [member.value for member in hint]
     if value not in allowed:
-        raise ConfigError(f"{where} must be one of {', '.join(allowed)}; got {_kind_of_text(value)}")
+        raise ConfigError(
+            f"{where} must be one of {', '.join(allowed)}; got {_kind_of_text(value)}"
+        )
     return hint(value)
 
 

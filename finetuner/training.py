@@ -151,7 +151,9 @@ def _build_scheduler(
     name = config.scheduler or "constant"
     known = [member.value for member in SchedulerType]
     if name not in known:
-        raise ConfigError(f"unknown scheduler `{name}`{nearest(name, known)} known: {', '.join(known)}")
+        raise ConfigError(
+            f"unknown scheduler `{name}`{nearest(name, known)} known: {', '.join(known)}"
+        )
     options = dict(config.scheduler_options)
     n_warmup = options.pop("num_warmup_steps", 0)
     try:
