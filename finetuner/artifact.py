@@ -17,6 +17,7 @@ import shutil
 import stat
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -33,6 +34,15 @@ ONNX_GRAPH = "onnx/model.onnx"
 _MAX_FILES = 200
 _MAX_BYTES = 20 * 2**30
 _CHUNK_BYTES = 2**20
+# RuntimeError: zipfile's answer to encrypted members and to methods it does not know.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    RuntimeError,
+    UnicodeDecodeError,
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,8 @@ def pack(folder: Path, destination: Path, *, manifest: Manifest) -> None:
     :param destination: The zip; it appears whole or not at all.
     :param manifest: Without ``files``, which are counted here.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = [path for path in found if path != folder / MANIFEST]  # it may be there from before
     files = {path.relative_to(folder).as_posix(): _digest(path) for path in paths}
     write_json(folder / MANIFEST, {**asdict(manifest), "files": files})
     with (
@@ -122,7 +133,7 @@ def _extract(artifact: Path, target: Path) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(member) as source, path.open("wb") as file:
                     shutil.copyfileobj(source, file, _CHUNK_BYTES)
-    except (zipfile.BadZipFile, NotImplementedError, OSError) as exc:
+    except _ZIP_ERRORS as exc:
         raise CorruptedArtifact(
             f"`{artifact.name}` is not a zip file, or is damaged: {exc}"
         ) from exc

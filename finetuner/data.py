@@ -85,7 +85,13 @@ def normalise_label(value: object) -> str | None:
     raise DataError(f"a label must be a string or a number, got `{value!r}`"[:200])
 
 
-def _check_text(text: object, where: str) -> str:
+def check_text(text: object, where: str) -> str:
+    """Return a text unchanged, or refuse what is none.
+
+    :param text: What was given.
+    :param where: The row or document, for the message.
+    :raises DataError: When it is no string, or no Unicode.
+    """
     if not isinstance(text, str):
         raise DataError(f"{where}: the text must be a string, got `{text!r}`"[:200])
     try:
@@ -104,7 +110,7 @@ def from_rows(rows: Sequence[Any]) -> LabelledTexts:
     texts, labels, ids = [], [], []
     for number, row in enumerate(rows, start=1):
         text, label, id_ = _unpack(row, number)
-        texts.append(_check_text(text, f"row {number}"))
+        texts.append(check_text(text, f"row {number}"))
         labels.append(normalise_label(label))
         ids.append(None if id_ is None else str(id_))
     return LabelledTexts(texts, labels, ids)
@@ -134,7 +140,7 @@ def from_documents(documents: DocumentArray) -> LabelledTexts:
     for number, document in enumerate(documents, start=1):
         if not document.text:
             raise DataError(f"document {number} (`{document.id}`) has no text")
-        texts.append(_check_text(document.text, f"document {number}"))
+        texts.append(check_text(document.text, f"document {number}"))
         labels.append(normalise_label(document.tags.get(LABEL_TAG)))
         ids.append(document.id)
     return LabelledTexts(texts, labels, ids)

@@ -57,14 +57,13 @@ class Encoder:
         :param texts: Any number; each is cut to the model's maximum length.
         :param batch_size: Texts embedded at once, at least 1; texts of like length go together.
         :returns: *Shape:* ``(n_texts, dim)`` float32, in the order of the texts; ``(0, dim)`` for none.
-        :raises DataError: When an item is no string.
+        :raises DataError: When an item is no string, or holds half a surrogate pair.
         :raises ConfigError: When the batch size is below 1.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         for number, text in enumerate(texts, start=1):
-            if not isinstance(text, str):
-                raise DataError(f"text {number} must be a string, got `{text!r}`"[:200])
+            _check_text(text, number)
         token_ids = self.tokenizer.tokenize(texts)
         # Longest first: a batch that does not fit the memory then fails at once and not at the end.
         order = np.argsort([-len(ids) for ids in token_ids], kind="stable")
@@ -73,6 +72,15 @@ class Encoder:
             chosen = order[start : start + batch_size]
             vectors[chosen] = self.embed(self.tokenizer.pad([token_ids[i] for i in chosen]))
         return vectors
+
+
+def _check_text(text: object, number: int) -> None:
+    if not isinstance(text, str):
+        raise DataError(f"text {number} must be a string, got `{text!r}`"[:200])
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        raise DataError(f"text {number} holds half a surrogate pair; it is no Unicode") from exc
 
 
 def torch_encoder(loaded: LoadedModel, *, name: str = "model") -> Encoder:
@@ -95,7 +103,8 @@ def torch_encoder(loaded: LoadedModel, *, name: str = "model") -> Encoder:
     return Encoder(loaded.tokenizer, embed, model.dim, name, Backend.TORCH, device.type)
 
 
-def _onnx_embedder(graph: Path, device: Device) -> Callable[[Inputs], Vectors]:
+def _onnx_embedder(graph: Path, device: Device) -> tuple[Callable[[Inputs], Vectors], str]:
+    """Return what embeds, and the device that it runs on."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -111,7 +120,7 @@ def _onnx_embedder(graph: Path, device: Device) -> Callable[[Inputs], Vectors]:
         (vectors,) = session.run(["sentence_embedding"], inputs)
         return vectors  # type: ignore[no-any-return]
 
-    return embed
+    return embed, "cuda" if cuda in session.get_providers() else "cpu"
 
 
 def load_encoder(
@@ -131,10 +140,8 @@ def load_encoder(
         tokenizer = TextTokenizer.load(
             folder, max_length=manifest.max_length, input_names=manifest.input_names
         )
-        embed = _onnx_embedder(folder / ONNX_GRAPH, device)
-        return Encoder(
-            tokenizer, embed, manifest.dim, manifest.run_name, Backend.ONNX, device.value
-        )
+        embed, used = _onnx_embedder(folder / ONNX_GRAPH, device)
+        return Encoder(tokenizer, embed, manifest.dim, manifest.run_name, Backend.ONNX, used)
 
 
 def _choose_backend(backend: Backend, manifest: Manifest) -> Backend:

@@ -73,10 +73,7 @@ class EvaluationSet:
         own = _own_places(queries, searched, is_same=index is None)
         if not callback.exclude_self:
             own = np.full(len(queries), -1)
-        n_relevant = np.bincount(index_classes[index_classes >= 0], minlength=len(numbers))[
-            query_classes
-        ]
-        findable = np.flatnonzero(n_relevant > (own >= 0))
+        findable = np.flatnonzero(_n_relevant(query_classes, index_classes, own))
         if not len(findable):
             raise DataError(
                 f"none of the {len(queries)} evaluation queries has a text with its label among the "
@@ -95,9 +92,14 @@ class EvaluationSet:
     @property
     def n_relevant(self) -> Positions:
         """Index texts with the query's label, the query itself left out; *Shape:* ``(n_queries,)``."""
-        known = self.index_classes[self.index_classes >= 0]
-        counts = np.bincount(known, minlength=int(self.query_classes.max()) + 1)
-        return counts[self.query_classes] - (self.own >= 0)
+        return _n_relevant(self.query_classes, self.index_classes, self.own)
+
+
+def _n_relevant(query_classes: Positions, index_classes: Positions, own: Positions) -> Positions:
+    known = index_classes[index_classes >= 0]
+    counts = np.bincount(known, minlength=int(query_classes.max()) + 1)[query_classes]
+    # The document that is left out counts only where it has the label that the query has.
+    return counts - ((own >= 0) & (index_classes[own] == query_classes))
 
 
 def _own_places(queries: LabelledTexts, index: LabelledTexts, *, is_same: bool) -> Positions:

@@ -129,7 +129,8 @@ def build_optimizer(
     """
     arguments = {**options, "params": parameters, "lr": learning_rate}
     cls = OPTIMIZERS.get(name)
-    if cls is not None and "fused" in inspect.signature(cls).parameters:
+    is_other = options.get("foreach") or options.get("differentiable")
+    if cls is not None and "fused" in inspect.signature(cls).parameters and not is_other:
         arguments.setdefault("fused", True)
     return _build("optimizer", OPTIMIZERS, name, arguments)  # type: ignore[no-any-return]
 
@@ -152,5 +153,5 @@ def _build(kind: str, table: Mapping[str, Any], name: str, options: Mapping[str,
             )
     try:
         return table[name](**options)
-    except (TypeError, ValueError, AssertionError) as exc:
+    except (TypeError, ValueError, AssertionError, RuntimeError) as exc:
         raise ConfigError(f"{kind} {name} refuses its options: {exc}") from exc

@@ -9,8 +9,10 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
@@ -24,6 +26,8 @@ from finetuner.tokens import INPUT_NAMES, TextTokenizer
 transformers_logging.disable_progress_bar()
 
 _LONGEST_TOKENS = 8192
+# What transformers lets through when a file is missing, cut short or of another form.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,8 @@ def load_model(
     :param options: What to take otherwise than the folder says.
     :param attention: ``sdpa``, or ``eager`` for a graph that ONNX Runtime runs faster.
     :raises ModelNotFoundError: When a file is missing or cannot be read.
-    :raises ConfigError: When the folder holds a stage that this package does not know.
+    :raises ConfigError: When the folder holds a stage that this package does not know, or
+        ``max_length`` is more than the model has positions.
     """
     options = options or ModelOptions()
     _check_modules(folder)
@@ -120,12 +125,14 @@ def load_model(
             folder, config=config, attn_implementation=attention, dtype=torch.float32
         )
         hf_tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as exc:
+    except _UNREADABLE as exc:
         raise ModelNotFoundError(f"the model in `{folder.name}` cannot be loaded: {exc}") from exc
     model = EmbeddingModel(
         backbone, pooler=options.pooler or _read_pooler(folder), normalize=options.normalize
     )
-    max_length = options.max_length or _read_max_length(folder, config, hf_tokenizer)
+    max_length = _checked_max_length(options, folder, config) or _read_max_length(
+        folder, config, hf_tokenizer
+    )
     tokenizer = TextTokenizer.create(
         hf_tokenizer.backend_tokenizer.to_str(),
         max_length=max_length,
@@ -140,28 +147,55 @@ def _check_modules(folder: Path) -> None:
     if not (folder / "modules.json").is_file():
         return
     known = {"Transformer", "Pooling", "Normalize"}
-    for module in read_json(folder / "modules.json"):
-        kind = str(module["type"]).rpartition(".")[2]
+    for module in _read_settings(folder, "modules.json", list):
+        kind = str(module.get("type", module) if isinstance(module, dict) else module)
+        kind = kind.rpartition(".")[2]
         if kind not in known:
             raise ConfigError(
                 f"the model in `{folder.name}` has a stage `{kind}`; known: {', '.join(sorted(known))}"
             )
 
 
+def _read_settings(folder: Path, name: str, form: type) -> Any:
+    try:
+        value = read_json(folder / name)
+    except (OSError, ValueError) as exc:
+        raise ModelNotFoundError(f"`{name}` of `{folder.name}` cannot be read: {exc}") from exc
+    if not isinstance(value, form):
+        raise ModelNotFoundError(f"`{name}` of `{folder.name}` cannot be read: it is no {form.__name__}")
+    return value
+
+
 def _read_pooler(folder: Path) -> Pooler:
     path = folder / "1_Pooling" / "config.json"
     if not path.is_file():
         return Pooler.MEAN
-    config = read_json(path)
-    for pooler, key in _POOLING_KEYS.items():
-        if config.get(key) or config.get("pooling_mode") == pooler.value:
-            return pooler
+    config = _read_settings(folder, "1_Pooling/config.json", dict)
+    chosen = [
+        pooler
+        for pooler, key in _POOLING_KEYS.items()
+        if config.get(key) or config.get("pooling_mode") == pooler.value
+    ]
+    # Several at once give vectors put end to end; none of ours does.
+    if len(chosen) == 1 and not any(config.get(key) for key in _OTHER_POOLING_KEYS):
+        return chosen[0]
     raise ConfigError(f"the pooling of `{folder.name}` is none of {', '.join(Pooler)}: {config}")
 
 
+def _checked_max_length(options: ModelOptions, folder: Path, config: object) -> int | None:
+    positions = getattr(config, "max_position_embeddings", None)
+    if options.max_length and positions and options.max_length > positions:
+        raise ConfigError(
+            f"model_options.max_length is {options.max_length}, but `{folder.name}` has only "
+            f"{positions} positions"
+        )
+    return options.max_length
+
+
 def _read_max_length(folder: Path, config: object, hf_tokenizer: PreTrainedTokenizerFast) -> int:
-    path = folder / "sentence_bert_config.json"
-    stated = read_json(path).get("max_seq_length") if path.is_file() else None
+    name = "sentence_bert_config.json"
+    has_file = (folder / name).is_file()
+    stated = _read_settings(folder, name, dict).get("max_seq_length") if has_file else None
     positions = getattr(config, "max_position_embeddings", None) or _LONGEST_TOKENS
     # RoBERTa and its kin count positions from the padding id + 1; their tokenizers know the rest.
     return int(

@@ -55,11 +55,11 @@ class TextTokenizer:
         try:
             definition = (folder / "tokenizer.json").read_text(encoding="utf-8")
             pad_token = read_json(folder / "tokenizer_config.json").get("pad_token", "[PAD]")
-        except (OSError, ValueError) as exc:
+            if isinstance(pad_token, dict):
+                pad_token = pad_token["content"]
+            pad_id = Tokenizer.from_str(definition).token_to_id(pad_token or "[PAD]") or 0
+        except Exception as exc:  # the tokenizers library raises nothing more special
             raise CorruptedArtifact(f"the tokenizer's files cannot be read: {exc}") from exc
-        if isinstance(pad_token, dict):
-            pad_token = pad_token["content"]
-        pad_id = Tokenizer.from_str(definition).token_to_id(pad_token) or 0
         return cls.create(definition, max_length=max_length, pad_id=pad_id, input_names=input_names)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:

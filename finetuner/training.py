@@ -20,6 +20,10 @@ from finetuner.models import LoadedModel
 from finetuner.schema import nearest
 
 _MAX_GRADIENT_NORM = 1.0
+# These two follow a measured value, which a step does not have.
+_METRIC_SCHEDULERS = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+# transformers takes no options for these, and drops them without a word.
+_PLAIN_SCHEDULERS = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
 
 
 @dataclass(frozen=True)
@@ -149,13 +153,15 @@ def _build_scheduler(
     config: RunConfig, optimizer: torch.optim.Optimizer, *, n_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     name = config.scheduler or "constant"
-    known = [member.value for member in SchedulerType]
+    known = [member.value for member in SchedulerType if member not in _METRIC_SCHEDULERS]
     if name not in known:
         raise ConfigError(
             f"unknown scheduler `{name}`{nearest(name, known)} known: {', '.join(known)}"
         )
     options = dict(config.scheduler_options)
     n_warmup = options.pop("num_warmup_steps", 0)
+    if options and name in _PLAIN_SCHEDULERS:
+        raise ConfigError(f"scheduler {name} takes no option `{next(iter(options))}`")
     try:
         return get_scheduler(
             name,

@@ -1,0 +1,130 @@
+"""The Flow's gateway: gRPC and HTTP over the same executors, with true errors on both."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from docarray import DocumentArray
+from fastapi import FastAPI
+from jina.serve.runtimes.gateway.gateway import BaseGateway
+from jina.serve.runtimes.gateway.grpc import GRPCGateway
+from jina.serve.runtimes.gateway.http.fastapi import FastAPIBaseGateway
+from jina.serve.runtimes.servers.composite import CompositeBaseServer
+from jina.types.request.data import DataRequest
+
+from finetuner.config import workspace_dir
+from finetuner.errors import FinetunerError, UnavailableError
+from finetuner.flow_calls import admit, clean, error_of, refusal, request_for
+from finetuner.http_api import build_app
+
+resolve_workspace = workspace_dir
+
+
+class GuardedHandler:
+    """Jina's request handler for gRPC, with unknown endpoints refused and errors without traces.
+
+    :param handler: Jina's own.
+    """
+
+    def __init__(self, handler: Any) -> None:
+        self._handler = handler
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._handler, name)
+
+    async def endpoints(self) -> set[str]:
+        """Return the endpoints that the Flow's executors serve.
+
+        :raises UnavailableError: When an executor does not answer.
+        """
+        streamer = self._handler.streamer
+        try:
+            found = await streamer.topology_graph._get_all_endpoints(streamer._connection_pool)
+        except Exception as exc:  # grpc raises its own kinds, by transport
+            raise UnavailableError("an executor of the Flow does not answer") from exc
+        return set(found)
+
+    async def call(
+        self, endpoint: str, docs: DocumentArray | None, parameters: dict[str, Any]
+    ) -> DocumentArray:
+        """Ask an executor.
+
+        :raises FinetunerError: What the executor raised, or UnavailableError.
+        """
+        request = request_for(endpoint, docs, parameters)
+        admit(request, await self.endpoints())
+        try:
+            response = await self._handler.streamer.process_single_data(request)
+        except FinetunerError:
+            raise
+        except Exception as exc:
+            raise UnavailableError(f"the executor of `{endpoint}` does not answer") from exc
+        if error := error_of(response):
+            raise error
+        return response.docs
+
+    async def Call(  # noqa: N802 - the name in Jina's protocol
+        self, request_iterator: AsyncIterator[DataRequest], context: Any = None, *_: Any
+    ) -> AsyncIterator[DataRequest]:
+        """Serve a stream of requests, as ``jina.Client`` sends them."""
+        refused: list[DataRequest] = []
+
+        async def admitted() -> AsyncIterator[DataRequest]:
+            async for request in request_iterator:
+                try:
+                    admit(request, await self.endpoints())
+                except FinetunerError as error:
+                    refused.append(refusal(request, error))
+                else:
+                    yield request
+
+        async for response in self._handler.stream(admitted(), context):
+            yield clean(response)
+        for response in refused:
+            yield response
+
+    stream = Call
+
+    async def process_single_data(self, request: DataRequest, context: Any = None) -> DataRequest:
+        """Serve one request."""
+        try:
+            admit(request, await self.endpoints())
+        except FinetunerError as error:
+            return refusal(request, error)
+        return clean(await self._handler.process_single_data(request, context))
+
+
+class HTTPServer(FastAPIBaseGateway):
+    """The HTTP side.
+
+    :param workspace_dir: The volume.
+    """
+
+    def __init__(self, workspace_dir: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._workspace = resolve_workspace(workspace_dir)
+
+    @property
+    def app(self) -> FastAPI:
+        """The application."""
+        return build_app(self._request_handler.call, self._workspace)
+
+
+class Gateway(CompositeBaseServer, BaseGateway):
+    """gRPC on the first port, HTTP on the second.
+
+    :param workspace_dir: The volume; when None, ``FINETUNER_WORKSPACE``, else the user's data folder.
+    """
+
+    def __init__(self, workspace_dir: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        handler = GuardedHandler(self._request_handler)
+        self.servers = []
+        for server in self._server_kwargs:
+            server["req_handler"] = handler
+            if str(server["runtime_args"]["protocol"]).lower() == "grpc":
+                self.servers.append(GRPCGateway(**server))
+            else:
+                self.servers.append(HTTPServer(workspace_dir=workspace_dir, **server))
+        self.gateways = self.servers

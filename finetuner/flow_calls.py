@@ -1,0 +1,96 @@
+"""Requests to executors and their errors, as the gateway sees them; imports jina."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from docarray import DocumentArray
+from jina.types.request.data import DataRequest
+
+from finetuner.errors import (
+    EndpointNotFoundError,
+    FinetunerError,
+    FinetunerServerError,
+    error_class,
+)
+from finetuner.schema import nearest
+
+_ERROR = 1  # StatusProto.ERROR
+_DRY_RUN = "_jina_dry_run_"
+# The HTTP paths, for gRPC clients: `/runs/NAME/status` is `/status` with the parameter run_name.
+_RUN_PATH = re.compile(r"/runs/(?P<run_name>[^/]+)(?P<view>/(status|logs|metrics|examples))?")
+_INTERNAL = "internal error; the server's log has it"
+
+
+def request_for(
+    endpoint: str, docs: DocumentArray | None, parameters: dict[str, Any]
+) -> DataRequest:
+    """Return a request to an endpoint."""
+    request = DataRequest()
+    request.data.docs = DocumentArray() if docs is None else docs
+    request.header.exec_endpoint = endpoint
+    request.parameters = parameters
+    return request
+
+
+def admit(request: DataRequest, endpoints: set[str]) -> None:
+    """Let a request pass to the executors, with an HTTP path turned into endpoint and parameter.
+
+    :param request: From a client.
+    :param endpoints: What the Flow's executors serve.
+    :raises EndpointNotFoundError: When none serves the endpoint; Jina would echo the request.
+    """
+    endpoint = request.header.exec_endpoint
+    if endpoint not in endpoints and (match := _RUN_PATH.fullmatch(endpoint)):
+        endpoint = match["view"] or "/run"
+        request.parameters = {**request.parameters, "run_name": match["run_name"]}
+        request.header.exec_endpoint = endpoint
+    if endpoint not in endpoints and endpoint != _DRY_RUN:
+        known = sorted(name for name in endpoints if name.startswith("/"))
+        raise EndpointNotFoundError(
+            f"unknown endpoint `{endpoint}`{nearest(endpoint, known)} this Flow serves: "
+            f"{', '.join(known)}"
+        )
+
+
+def refusal(request: DataRequest, error: FinetunerError) -> DataRequest:
+    """Return a response that says why a request was not passed on."""
+    response = DataRequest()
+    response.header.request_id = request.header.request_id
+    response.header.exec_endpoint = request.header.exec_endpoint
+    response.add_exception(error)
+    return clean(response)
+
+
+def error_of(response: DataRequest) -> FinetunerError | None:
+    """Return the error that an executor raised, or None.
+
+    One of our own tree comes back as itself; anything else becomes a FinetunerServerError without
+    what it said, which could hold paths of the server.
+    """
+    status = response.header.status
+    if status.code != _ERROR:
+        return None
+    cls = error_class(status.exception.name)
+    if cls is None:
+        return FinetunerServerError("The executor failed", _INTERNAL, 500)
+    message = status.exception.args[0] if status.exception.args else status.exception.name
+    if issubclass(cls, FinetunerServerError):
+        return cls(message, _INTERNAL, 500)
+    return cls(message)
+
+
+def clean(response: DataRequest) -> DataRequest:
+    """Take traces and paths out of an error response."""
+    error = error_of(response)
+    if error is not None:
+        status = response.header.status
+        status.description = f"{type(error).__name__}: {error}"
+        status.exception.name = type(error).__name__
+        del status.exception.stacks[:]
+        del status.exception.args[:]
+        status.exception.args.append(str(error))
+    return response
+
+

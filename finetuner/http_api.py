@@ -1,0 +1,292 @@
+"""The HTTP side of the gateway: JSON that a person can write by hand, answered with true status codes.
+
+Every route but the downloads asks an executor, through the same endpoints that gRPC clients call, so
+the two cannot give different answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+from docarray import DocumentArray
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from finetuner import __version__
+from finetuner.config import DEFAULT_EXPERIMENT
+from finetuner.data import check_text
+from finetuner.errors import (
+    ConfigError,
+    DataError,
+    EndpointNotFoundError,
+    FinetunerError,
+    MalformedRequestError,
+    TooLargeError,
+)
+from finetuner.hub_routes import add_hub_routes
+from finetuner.openapi import ENCODE_BODY, ENCODE_RESULT, ERROR, FIT_BODY, RUN, described
+from finetuner.runs import RunStore
+from finetuner.schema import nearest
+from finetuner.wire import json_document, packed_texts, read_json_document
+
+Call = Callable[[str, DocumentArray | None, dict[str, Any]], Awaitable[DocumentArray]]
+
+logger = logging.getLogger(__name__)
+MAX_BODY_BYTES = 32 * 2**20
+_FOLLOW_INTERVAL_S = 0.5
+
+
+def json_response(value: Any, status_code: int = 200) -> Response:
+    """Answer with JSON; float32 arrays keep their short decimal form."""
+    return Response(
+        orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), status_code, media_type="application/json"
+    )
+
+
+def error_response(error: FinetunerError) -> Response:
+    """Answer with the error's own status code, its name and its sentence."""
+    content = {"error": type(error).__name__, "detail": str(error)}
+    return json_response(content, error.http_status)
+
+
+async def read_body(request: Request, known: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """Return a request's JSON object.
+
+    :param request: The request.
+    :param known: The fields allowed, when nothing behind checks them.
+    :raises TooLargeError: When it is longer than 32 MiB.
+    :raises MalformedRequestError: When it is no JSON object in UTF-8.
+    :raises ConfigError: When a field is unknown.
+    """
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise TooLargeError(
+                f"the body is longer than {MAX_BODY_BYTES} bytes; store the data with "
+                "`DocumentArray.push` and send their name"
+            )
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as exc:
+        raise MalformedRequestError(f"the body is no JSON in UTF-8: {exc}") from exc
+    if not isinstance(value, dict):
+        raise MalformedRequestError("the body must be a JSON object")
+    for key in value if known is not None else ():
+        if key not in known:  # type: ignore[operator]
+            raise ConfigError(f"unknown field `{key}`{nearest(key, known)} known: {', '.join(known)}")  # type: ignore[arg-type]
+    return value
+
+
+def query(request: Request, *known: str) -> dict[str, Any]:
+    """Return the query parameters.
+
+    :raises ConfigError: When one is unknown.
+    """
+    for key in request.query_params:
+        if key not in known:
+            raise ConfigError(
+                f"unknown query field `{key}`{nearest(key, known)} known: {', '.join(known) or 'none'}"
+            )
+    return dict(request.query_params)
+
+
+def build_app(call: Call, workspace: Path) -> FastAPI:
+    """Return the application.
+
+    :param call: Sends documents and parameters to an executor's endpoint and gives its documents;
+        raises the error that the executor raised.
+    :param workspace: The volume, for downloads and stored data.
+    """
+    app = FastAPI(
+        title="Finetuner, self-hosted",
+        version=__version__,
+        description="Fine-tune text embedding models, and encode with them.",
+    )
+    _add_error_handlers(app)
+    _add_encode(app, call)
+    _add_fit(app, call)
+    _add_run_views(app, call)
+    _add_run_files(app, call, workspace)
+    _add_experiments(app, call)
+    add_hub_routes(app, workspace)
+    return app
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    @app.exception_handler(FinetunerError)
+    async def known_error(_request: Request, error: FinetunerError) -> Response:
+        return error_response(error)
+
+    @app.exception_handler(HTTPException)
+    async def routing_error(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 404:
+            paths = [getattr(route, "path", "") for route in app.routes]
+            shown = request.url.path[:100]
+            error_ = EndpointNotFoundError(f"unknown endpoint `{shown}`{nearest(shown, paths)} see /docs")
+            return error_response(error_)
+        return json_response({"error": "HTTPException", "detail": error.detail}, error.status_code)
+
+    @app.exception_handler(Exception)
+    async def unforeseen_error(_request: Request, error: Exception) -> Response:
+        logger.error("unforeseen error", exc_info=error)
+        return json_response(
+            {"error": "FinetunerServerError", "detail": "internal error; the server's log has it"}, 500
+        )
+
+    @app.get("/", tags=["service"], summary="What this is")
+    async def root() -> Response:
+        return json_response({"name": "finetuner-flow", "version": __version__, "docs": "/docs"})
+
+
+def _add_encode(app: FastAPI, call: Call) -> None:
+    @app.post(
+        "/encode",
+        tags=["encode"],
+        summary="Embed texts",
+        openapi_extra=described(ENCODE_BODY),
+        responses={200: ENCODE_RESULT, 404: ERROR, 422: ERROR},
+    )
+    async def encode(request: Request) -> Response:
+        body = await read_body(request, ("data", "parameters"))
+        rows = [_encode_row(row, i) for i, row in enumerate(_list(body.get("data")), start=1)]
+        parameters = body.get("parameters") or {}
+        if not isinstance(parameters, dict):
+            raise ConfigError("parameters must be an object")
+        docs = await call("/encode", packed_texts([text for _, text in rows]), parameters)
+        vectors = docs[0].tensor
+        data = [
+            {"id": id_ or str(i), "text": text, "embedding": vector}
+            for i, ((id_, text), vector) in enumerate(zip(rows, vectors, strict=True))
+        ]
+        return json_response({"data": data, **docs[0].tags})
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ConfigError('data must be a list such as [{"text": "some text"}]')
+    return value
+
+
+def _encode_row(row: Any, number: int) -> tuple[str | None, str]:
+    row = {"text": row} if isinstance(row, str) else row
+    if not isinstance(row, dict) or "text" not in row or set(row) - {"id", "text"}:
+        raise DataError(f"data[{number - 1}] must have the field text, and perhaps id, and no other")
+    id_ = row.get("id")
+    return (None if id_ is None else str(id_)), check_text(row["text"], f"data[{number - 1}]")
+
+
+def _add_fit(app: FastAPI, call: Call) -> None:
+    @app.post(
+        "/fit",
+        status_code=201,
+        tags=["runs"],
+        summary="Start a run",
+        openapi_extra=described(FIT_BODY),
+        responses={201: RUN, 400: ERROR, 404: ERROR, 409: ERROR, 413: ERROR, 422: ERROR},
+    )
+    async def fit(request: Request) -> Response:
+        body = await read_body(request)
+        return json_response(read_json_document(await call("/fit", json_document(body), {})), 201)
+
+
+def _parameters(request: Request, run_name: str, *known: str) -> dict[str, Any]:
+    given = query(request, "experiment_name", *known)
+    return {"experiment_name": DEFAULT_EXPERIMENT, **given, "run_name": run_name}
+
+
+def _add_run_views(app: FastAPI, call: Call) -> None:
+    @app.get("/runs", tags=["runs"], summary="List runs")
+    async def list_runs(request: Request) -> Response:
+        parameters = query(request, "experiment_name", "page", "size")
+        return json_response(read_json_document(await call("/runs", None, parameters)))
+
+    @app.delete("/runs", tags=["runs"], summary="Delete all runs of an experiment, or of all")
+    async def delete_runs(request: Request) -> Response:
+        parameters = query(request, "experiment_name")
+        return json_response(read_json_document(await call("/delete", None, parameters)))
+
+    @app.delete("/runs/{run_name}", tags=["runs"], summary="Delete a run", responses={404: ERROR})
+    async def delete_run(run_name: str, request: Request) -> Response:
+        answer = await call("/delete", None, _parameters(request, run_name))
+        return json_response(read_json_document(answer))
+
+    def add_view(path: str, endpoint: str, summary: str) -> None:
+        @app.get(
+            path, tags=["runs"], summary=summary, name=endpoint, responses={404: ERROR, 409: ERROR}
+        )
+        async def view(run_name: str, request: Request) -> Response:
+            answer = await call(endpoint, None, _parameters(request, run_name))
+            return json_response(read_json_document(answer))
+
+    add_view("/runs/{run_name}", "/run", "A run: settings, state, artifact id")
+    add_view("/runs/{run_name}/status", "/status", "Its state")
+    add_view("/runs/{run_name}/metrics", "/metrics", "Its metrics before, after, by epoch")
+    add_view("/runs/{run_name}/examples", "/examples", "Matches of some queries before and after")
+
+
+def _add_run_files(app: FastAPI, call: Call, workspace: Path) -> None:
+    @app.get(
+        "/runs/{run_name}/logs",
+        tags=["runs"],
+        summary="Its log; `?follow=true` goes on until it ends",
+        responses={404: ERROR, 409: ERROR},
+    )
+    async def logs(run_name: str, request: Request) -> Response:
+        parameters = _parameters(request, run_name, "follow")
+        if parameters.pop("follow", "false").lower() not in ("true", "1"):
+            answer = read_json_document(await call("/logs", None, parameters))
+            return Response(answer["text"], media_type="text/plain; charset=utf-8")
+        await call("/status", None, parameters)  # an unknown run is a 404, not an empty stream
+        return StreamingResponse(_follow(call, parameters), media_type="text/plain; charset=utf-8")
+
+    @app.get(
+        "/runs/{run_name}/artifact",
+        tags=["runs"],
+        summary="Its artifact, a zip",
+        responses={404: ERROR, 409: ERROR},
+    )
+    async def artifact(run_name: str, request: Request) -> Response:
+        parameters = _parameters(request, run_name)
+        run = RunStore(workspace).get(run_name, parameters["experiment_name"])
+        run.check_finished()
+        return FileResponse(run.artifact_path, filename=f"{run_name}.zip", media_type="application/zip")
+
+
+async def _follow(call: Call, parameters: dict[str, Any]) -> AsyncIterator[str]:
+    offset = 0
+    while True:
+        answer = read_json_document(await call("/logs", None, {**parameters, "offset": offset}))
+        offset = answer["offset"]
+        yield answer["text"]
+        if answer["ended"]:
+            return
+        await asyncio.sleep(_FOLLOW_INTERVAL_S)
+
+
+def _add_experiments(app: FastAPI, call: Call) -> None:
+    async def ask(endpoint: str, **parameters: Any) -> Response:
+        return json_response(read_json_document(await call(endpoint, None, parameters)))
+
+    @app.get("/experiments", tags=["experiments"], summary="List experiments")
+    async def list_experiments(request: Request) -> Response:
+        query(request)
+        return await ask("/experiments")
+
+    @app.get("/experiments/{name}", tags=["experiments"], summary="An experiment")
+    async def get_experiment(name: str) -> Response:
+        return await ask("/experiment", experiment_name=name)
+
+    @app.put("/experiments/{name}", tags=["experiments"], summary="Create an experiment, or find it")
+    async def create_experiment(name: str) -> Response:
+        return await ask("/experiment/create", experiment_name=name)
+
+    @app.delete("/experiments/{name}", tags=["experiments"], summary="Delete it and its runs")
+    async def delete_experiment(name: str) -> Response:
+        return await ask("/experiment/delete", experiment_name=name)

@@ -1,0 +1,103 @@
+"""The few routes of Jina's hub that docarray's own client calls, so that
+``DocumentArray.push('quora_train.da')``, ``.pull(…)``, ``cloud_list`` and ``cloud_delete`` work
+against this server with ``JINA_HUBBLE_REGISTRY`` pointing here (``finetuner env`` prints that).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+from starlette.datastructures import UploadFile
+
+from finetuner.datastore import DataStore, summary_of
+from finetuner.errors import ConfigError, FinetunerError, TooLargeError
+
+MAX_UPLOAD_BYTES = 4 * 2**30  # docarray's own limit
+_MAX_FIELD_BYTES = 2**24
+
+
+def add_hub_routes(app: FastAPI, workspace: Path) -> None:
+    """Serve stored data the way that docarray asks for them.
+
+    :param app: Gets the routes.
+    :param workspace: The volume.
+    """
+    store = DataStore(workspace)
+
+    @app.post("/v2/rpc/user.identity.whoami", include_in_schema=False)
+    async def whoami() -> Response:
+        return JSONResponse({"code": 200, "data": {"_id": "local", "name": "local", "nickname": "local"}})
+
+    @app.get("/v2/rpc/artifact.getDownloadUrl", include_in_schema=False)
+    async def download_url(name: str, request: Request) -> Response:
+        try:
+            store.get(name)
+        except FinetunerError as error:
+            return _hub_error(error)
+        return JSONResponse({"data": {"download": f"{request.base_url}data/{quote(name)}"}})
+
+    @app.post("/v2/rpc/artifact.upload", include_in_schema=False)
+    async def upload(request: Request) -> Response:
+        try:
+            form = await _limited(request).form(max_part_size=_MAX_FIELD_BYTES)
+            file, name = form.get("file"), form.get("name")
+            if not isinstance(file, UploadFile) or not isinstance(name, str):
+                raise ConfigError("an upload needs the fields file and name")
+            entry = await asyncio.to_thread(store.put, name, file.file)
+        except FinetunerError as error:
+            return _hub_error(error)
+        return JSONResponse({"data": {"_id": entry.name, **entry.__dict__}})
+
+    @app.post("/v2/rpc/artifact.list", include_in_schema=False)
+    async def list_() -> Response:
+        entries = [summary_of(entry) for entry in await asyncio.to_thread(store.list)]
+        return JSONResponse({"data": entries, "meta": {"total": len(entries)}})
+
+    @app.post("/v2/rpc/artifact.delete", include_in_schema=False)
+    async def delete(request: Request) -> Response:
+        form = await _limited(request).form()
+        try:
+            store.delete(str(form.get("name", form.get("id", ""))))
+        except FinetunerError as error:
+            return _hub_error(error)
+        return JSONResponse({"data": {}})
+
+    @app.get("/data", tags=["data"], summary="List stored data")
+    async def list_data() -> Response:
+        entries = await asyncio.to_thread(store.list)
+        return Response(
+            orjson.dumps({"items": [entry.__dict__ for entry in entries]}), media_type="application/json"
+        )
+
+    @app.get("/data/{name:path}", tags=["data"], summary="The documents that were pushed")
+    async def documents(name: str) -> Response:
+        return FileResponse(store.documents_path(name), media_type="application/octet-stream")
+
+
+def _hub_error(error: FinetunerError) -> Response:
+    """Answer in the form whose sentence docarray's client shows."""
+    message = str(error)
+    content = {"message": message, "readableMessage": message, "error": type(error).__name__}
+    return JSONResponse({**content, "detail": message}, status_code=error.http_status)
+
+
+def _limited(request: Request) -> Request:
+    """Return the request with a bound on its body, which may come without a stated length."""
+    n_bytes = 0
+
+    async def receive() -> MutableMapping[str, Any]:
+        nonlocal n_bytes
+        message = await request.receive()
+        n_bytes += len(message.get("body", b""))
+        if n_bytes > MAX_UPLOAD_BYTES:
+            raise TooLargeError(f"the upload is longer than {MAX_UPLOAD_BYTES} bytes")
+        return message
+
+    return Request(request.scope, receive)

@@ -1,0 +1,118 @@
+"""What ``/docs`` says of bodies and answers, drawn from the classes that read them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetuner.callback import CALLBACKS
+from finetuner.config import RunConfig
+from finetuner.schema import describe
+
+_ROWS = {
+    "oneOf": [
+        {"type": "string", "description": "the name of stored data"},
+        {
+            "type": "array",
+            "items": {"type": "array", "minItems": 2, "maxItems": 2},
+            "description": "[text, label] rows",
+        },
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["text", "label"],
+                "properties": {"text": {"type": "string"}, "label": {}, "id": {"type": "string"}},
+            },
+        },
+    ]
+}
+
+
+def _fit_body() -> dict[str, Any]:
+    schema = describe(RunConfig)
+    schema["properties"]["train_data"] = {**_ROWS, "description": "the texts to train on"}
+    schema["properties"]["callbacks"]["items"] = {
+        "oneOf": [
+            {
+                "type": "object",
+                "required": ["name"],
+                "properties": {"name": {"const": name}, "options": describe(cls)},
+            }
+            for name, cls in CALLBACKS.items()
+        ]
+    }
+    schema["required"] = ["model", "train_data"]
+    schema["example"] = {
+        "model": "all-minilm-l6-v2",
+        "train_data": [
+            ["How do I become a geologist?", "1"],
+            ["What should I do to be a great geologist?", "1"],
+            ["How do I boil an egg?", "2"],
+            ["What is the best way to boil eggs?", "2"],
+        ],
+        "run_name": "first-run",
+        "epochs": 1,
+    }
+    return schema
+
+
+def described(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a request body for ``openapi_extra``."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _answer(description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties}
+
+
+_TEXT = {"type": "string"}
+FIT_BODY = _fit_body()
+RUN = _answer(
+    "The run",
+    _object(
+        name=_TEXT,
+        experiment_name=_TEXT,
+        status={"type": "string", "enum": ["CREATED", "STARTED", "FINISHED", "FAILED"]},
+        details=_TEXT,
+        description=_TEXT,
+        created_at=_TEXT,
+        artifact_id=_TEXT,
+        config=describe(RunConfig),
+    ),
+)
+ENCODE_BODY = {
+    "type": "object",
+    "required": ["data"],
+    "additionalProperties": False,
+    "properties": {
+        "data": {"type": "array", "items": _object(text=_TEXT, id=_TEXT)},
+        "parameters": _object(
+            artifact={
+                "type": "string",
+                "description": "a run's name, `experiment/run`, or an artifact id; may be left out "
+                "where the executor was started with one",
+            },
+            batch_size={"type": "integer", "minimum": 1, "description": "texts embedded at once"},
+        ),
+    },
+    "example": {"data": [{"text": "some text to encode"}], "parameters": {"artifact": "first-run"}},
+}
+ENCODE_RESULT = _answer(
+    "The vectors, in the order of the texts",
+    _object(
+        data={
+            "type": "array",
+            "items": _object(
+                id=_TEXT, text=_TEXT, embedding={"type": "array", "items": {"type": "number"}}
+            ),
+        },
+        artifact=_TEXT,
+        backend=_TEXT,
+        dim={"type": "integer"},
+    ),
+)
+ERROR = _answer("What was wrong, and what to do", _object(error=_TEXT, detail=_TEXT))

@@ -1,0 +1,174 @@
+"""What the FinetunerExecutor answers: each method takes a request's parameters and gives JSON values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetuner.config import DEFAULT_EXPERIMENT
+from finetuner.data import from_documents
+from finetuner.errors import ConfigError
+from finetuner.runs import Run, RunStore, Status
+from finetuner.schema import documented, read
+from finetuner.submission import submit
+from finetuner.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from docarray import DocumentArray
+
+_MAX_PAGE = 100
+
+
+@dataclass(frozen=True)
+class RunName:
+    """Names one run."""
+
+    run_name: str = documented("the run")
+    experiment_name: str = documented("its experiment", default=DEFAULT_EXPERIMENT)
+
+
+@dataclass(frozen=True)
+class LogRequest(RunName):
+    """Asks for a run's log."""
+
+    offset: int = documented("bytes already seen", default=0)
+
+
+@dataclass(frozen=True)
+class RunPage:
+    """Asks for a page of runs.
+
+    :raises ConfigError: When the page or its size is out of range.
+    """
+
+    experiment_name: str | None = documented("all experiments when left out", default=None)
+    page: str = documented("from 1", default="1")
+    size: str = documented(f"1 to {_MAX_PAGE}", default="50")
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The page and its size as numbers."""
+        try:
+            page, size = int(self.page), int(self.size)
+        except ValueError as exc:
+            raise ConfigError(f"page and size must be whole numbers, got {exc}") from exc
+        if page < 1 or not 1 <= size <= _MAX_PAGE:
+            raise ConfigError(f"page must be at least 1 and size 1 to {_MAX_PAGE}, got {page}, {size}")
+        return page, size
+
+
+@dataclass(frozen=True)
+class ExperimentName:
+    """Names one experiment."""
+
+    experiment_name: str = documented("the experiment")
+
+
+class RunAPI:
+    """Answers requests about runs.
+
+    :param workspace: The volume.
+    :param supervisor: Starts and ends workers.
+    """
+
+    def __init__(self, workspace: Path, supervisor: Supervisor) -> None:
+        self._workspace = workspace
+        self._store = RunStore(workspace)
+        self._supervisor = supervisor
+
+    def request_of(self, docs: DocumentArray, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Return the fit request of documents with parameters, as gRPC clients send it."""
+        if not len(docs):
+            return dict(parameters)
+        if "train_data" in parameters:
+            raise ConfigError("give the training data as documents or as train_data, not both")
+        return {**parameters, "train_data": list(from_documents(docs).rows())}
+
+    def fit(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Create a run and put it into the queue."""
+        run = submit(request, self._workspace)
+        self._supervisor.wake()
+        return run.record()
+
+    def _find(self, parameters: dict[str, Any]) -> Run:
+        name = read(RunName, parameters, "parameters")
+        return self._store.get(name.run_name, name.experiment_name)
+
+    def runs(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """List runs, oldest first."""
+        parameters = {k: str(int(v)) if isinstance(v, float) else v for k, v in parameters.items()}
+        request = read(RunPage, parameters, "parameters")
+        page, size = request.bounds
+        runs = self._store.list(request.experiment_name)
+        shown = runs[(page - 1) * size : page * size]
+        return {
+            "items": [run.record() for run in shown],
+            "total": len(runs),
+            "page": page,
+            "size": size,
+        }
+
+    def run(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Show one run."""
+        return self._find(parameters).record()
+
+    def status(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Give a run's state."""
+        return dict(self._find(parameters).state().answer())
+
+    def logs(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Give a run's log from an offset on, and whether more can come."""
+        request = read(LogRequest, parameters, "parameters")
+        run = self._store.get(request.run_name, request.experiment_name)
+        # The state first: what is written between the two is then in the text, or comes with the next.
+        ended = run.state().status in (Status.FINISHED, Status.FAILED)
+        if request.offset < 0:
+            raise ConfigError(f"offset must be at least 0, got {request.offset}")
+        text = run.logs(request.offset)
+        return {"text": text, "offset": request.offset + len(text.encode()), "ended": ended}
+
+    def metrics(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Give a finished run's metrics."""
+        return self._find(parameters).metrics()
+
+    def examples(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Give the matches of some queries before and after."""
+        return self._find(parameters).examples()
+
+    def delete(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Delete one run, the runs of an experiment, or all; give what they were."""
+        if "run_name" in parameters:
+            runs = [self._find(parameters)]
+        else:
+            runs = self._store.list(read(RunPage, parameters, "parameters").experiment_name)
+        records = [run.record() for run in runs]
+        for run in runs:
+            self._supervisor.stop_run(run)
+            self._store.delete(run)
+        return {"items": records}
+
+    def experiments(self, _parameters: dict[str, Any]) -> dict[str, Any]:
+        """List experiments."""
+        return {"items": self._store.list_experiments()}
+
+    def _experiment_name(self, parameters: dict[str, Any]) -> str:
+        return read(ExperimentName, parameters, "parameters").experiment_name
+
+    def experiment(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Show one experiment."""
+        return self._store.get_experiment(self._experiment_name(parameters))
+
+    def create_experiment(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Create an experiment, or find it."""
+        name = self._experiment_name(parameters)
+        self._store.create_experiment(name)
+        return self._store.get_experiment(name)
+
+    def delete_experiment(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Delete an experiment and its runs; give what it was."""
+        name = self._experiment_name(parameters)
+        experiment = self._store.get_experiment(name)
+        self.delete({"experiment_name": name})
+        self._store.delete_experiment(name)
+        return experiment

@@ -1,0 +1,364 @@
+"""Runs on the volume: one folder each, complete in itself, and the states that a run goes through.
+
+runs/{experiment}/{run_name}/
+  spec.json      the run's settings, its artifact id, when it was created
+  state.json     status and details, replaced as a whole
+  log.txt        what the worker writes
+  metrics.jsonl  one line an evaluation
+  examples.json  matches of some queries before and after, when asked for
+  data/          the texts it trains on and is evaluated with
+  lock           held by the worker while it lives
+  {run_name}.zip the artifact, once it is finished
+
+CREATED ──► STARTED ──► FINISHED
+   ▲           ├──────► FAILED      with the cause in the details
+   └───────────┘                    the service or the worker was stopped: it starts again
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from finetuner.config import DEFAULT_EXPERIMENT, RunConfig
+from finetuner.data import LabelledTexts, write_jsonl
+from finetuner.errors import (
+    ArtifactNotFound,
+    ConfigError,
+    ExperimentNotFoundError,
+    RunExistsError,
+    RunFailedError,
+    RunInProgressError,
+    RunNotFoundError,
+    RunPreparingError,
+)
+from finetuner.files import read_json, sync_folder, write_json
+from finetuner.names import check_name
+from finetuner.schema import read
+
+TRAIN_FILE = "train.jsonl"
+
+
+class Status(StrEnum):
+    """The states of a run."""
+
+    CREATED = "CREATED"
+    STARTED = "STARTED"
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
+
+
+SUBMITTED = "Run submitted and awaits execution"
+
+
+def evaluation_file(number: int, role: str) -> str:
+    """Return the name of an evaluation's data in ``data/``.
+
+    :param number: The callback's place in the run's list, from 0.
+    :param role: ``query`` or ``index``.
+    """
+    return f"evaluation-{number}-{role}.jsonl"
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run is.
+
+    :param status: One of the states.
+    :param details: For people: progress, or the cause of a failure.
+    :param n_starts: How often a worker has begun it.
+    """
+
+    status: Status
+    details: str
+    n_starts: int = 0
+
+    def answer(self) -> dict[str, str]:
+        """Return what ``run.status()`` gives."""
+        return {"status": self.status.value, "details": self.details}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.folder.name
+
+    @property
+    def experiment_name(self) -> str:
+        """The experiment that it belongs to."""
+        return self.folder.parent.name
+
+    @property
+    def artifact_path(self) -> Path:
+        """Where the artifact is, or will be."""
+        return self.folder / f"{self.name}.zip"
+
+    def spec(self) -> dict[str, Any]:
+        """Return ``spec.json``: ``artifact_id``, ``created_at``, ``description`` and ``config``."""
+        return dict(read_json(self.folder / "spec.json"))
+
+    def config(self) -> RunConfig:
+        """Return the run's settings."""
+        return read(RunConfig, self.spec()["config"], "spec.json")
+
+    def state(self) -> State:
+        """Return where the run is."""
+        content = read_json(self.folder / "state.json")
+        return State(Status(content["status"]), content["details"], content["n_starts"])
+
+    def set_state(self, status: Status, details: str, *, n_starts: int | None = None) -> None:
+        """Write where the run is, whole or not at all."""
+        starts = self.state().n_starts if n_starts is None else n_starts
+        write_json(self.folder / "state.json", asdict(State(status, details, starts)))
+
+    def record(self) -> dict[str, Any]:
+        """Return what the API shows of the run."""
+        spec = self.spec()
+        return {
+            "name": self.name,
+            "experiment_name": self.experiment_name,
+            **self.state().answer(),
+            **{key: spec[key] for key in ("description", "created_at", "artifact_id", "config")},
+        }
+
+    def logs(self, offset: int = 0) -> str:
+        """Return the log from a byte offset on.
+
+        :raises RunPreparingError: When the run has not started.
+        """
+        path = self.folder / "log.txt"
+        if self.state().status is Status.CREATED and not path.exists():
+            raise RunPreparingError(
+                "Preparing to run, logs will be ready to pull when `status` is `STARTED`."
+            )
+        if not path.exists():
+            return ""
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read().decode(errors="replace")
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the metrics before training and after the last epoch, and those of every epoch.
+
+        :raises RunPreparingError, RunInProgressError, RunFailedError: When the run is not finished.
+        """
+        self.check_finished()
+        return read_metrics(self.folder)
+
+    def examples(self) -> dict[str, Any]:
+        """Return the matches of some queries before and after; empty unless they were asked for.
+
+        :raises RunPreparingError, RunInProgressError, RunFailedError: When the run is not finished.
+        """
+        self.check_finished()
+        path = self.folder / "examples.json"
+        return dict(read_json(path)) if path.exists() else {"before": {}, "after": {}}
+
+    def check_finished(self) -> None:
+        """Pass when there is an artifact.
+
+        :raises RunInProgressError: When the run is created or started.
+        :raises RunFailedError: When it failed.
+        """
+        status = self.state().status
+        if status is Status.FAILED:
+            raise RunFailedError(
+                "The run failed, please check the `logs` for detailed information."
+            )
+        if status is not Status.FINISHED:
+            raise RunInProgressError(
+                "The run needs to be finished in order to save the artifact."
+            )
+
+    def is_alive(self) -> bool:
+        """Whether a worker holds the run's lock."""
+        with (self.folder / "lock").open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run's lock; the system frees it when the process dies, however it dies.
+
+        :raises RunInProgressError: When another worker holds it.
+        """
+        with (self.folder / "lock").open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                raise RunInProgressError(f"run `{self.name}` has a worker already") from exc
+            yield
+
+
+def append_metrics(folder: Path, epoch: int, metrics: dict[str, float]) -> None:
+    """Add one evaluation to ``metrics.jsonl``; epoch 0 is before training."""
+    with (folder / "metrics.jsonl").open("ab") as file:
+        line = {"epoch": epoch, "metrics": metrics}
+        file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Return ``{"before", "after", "epochs"}``; empty ones without evaluation."""
+    path = folder / "metrics.jsonl"
+    lines = [orjson.loads(line) for line in path.open("rb")] if path.exists() else []
+    return {
+        "before": next((line["metrics"] for line in lines if line["epoch"] == 0), {}),
+        "after": lines[-1]["metrics"] if lines and lines[-1]["epoch"] > 0 else {},
+        "epochs": lines,
+    }
+
+
+class RunStore:
+    """The runs of one volume.
+
+    :param workspace: The volume; its folder ``runs`` is made when needed.
+    """
+
+    def __init__(self, workspace: Path) -> None:
+        self._root = workspace / "runs"
+
+    def create(self, config: RunConfig, data: dict[str, LabelledTexts]) -> Run:
+        """Write a new run's folder; it appears as a whole.
+
+        :param config: The settings; ``train_data`` says where the data came from, for people.
+        :param data: The texts, by file name within ``data/``.
+        :raises RunExistsError: When the experiment has a run of that name.
+        """
+        experiment = self.create_experiment(config.experiment_name)
+        folder = experiment / config.run_name
+        if folder.exists():
+            raise self._exists(config)
+        with tempfile.TemporaryDirectory(dir=self._root, prefix=".new-") as temporary:
+            new = Path(temporary) / config.run_name
+            (new / "data").mkdir(parents=True)
+            for name, texts in data.items():
+                write_jsonl(texts, new / "data" / name)
+            spec = {
+                "artifact_id": secrets.token_hex(12),
+                "created_at": datetime.now(UTC).isoformat(timespec="microseconds"),
+                "description": config.description,
+                "config": asdict(config),
+            }
+            write_json(new / "spec.json", spec)
+            write_json(new / "state.json", asdict(State(Status.CREATED, SUBMITTED)))
+            try:
+                new.rename(folder)
+            except OSError as exc:  # another request took the name meanwhile
+                raise self._exists(config) from exc
+        sync_folder(experiment)
+        return Run(folder)
+
+    def _exists(self, config: RunConfig) -> RunExistsError:
+        return RunExistsError(
+            f"experiment `{config.experiment_name}` already has a run `{config.run_name}`; choose "
+            "another run_name, or delete that run first"
+        )
+
+    def get(self, run_name: str, experiment_name: str = DEFAULT_EXPERIMENT) -> Run:
+        """Return a run.
+
+        :raises RunNotFoundError: When the experiment has none of that name.
+        """
+        check_name(run_name, "run name")
+        folder = self._root / check_name(experiment_name, "experiment name") / run_name
+        if not (folder / "spec.json").is_file():
+            raise RunNotFoundError(f"no run `{run_name}` in experiment `{experiment_name}`")
+        return Run(folder)
+
+    def list(self, experiment_name: str | None = None) -> list[Run]:
+        """Return the runs of one experiment, or of all, oldest first.
+
+        :raises ExperimentNotFoundError: When the experiment does not exist.
+        """
+        if experiment_name is not None:
+            self.get_experiment(experiment_name)
+        pattern = f"{experiment_name or '*'}/*/spec.json"
+        runs = [Run(path.parent) for path in self._root.glob(pattern) if path.parts[-3][0] != "."]
+        return sorted(runs, key=lambda run: (run.spec()["created_at"], run.name))
+
+    def delete(self, run: Run) -> None:
+        """Remove a run's folder; its worker must have ended."""
+        with tempfile.TemporaryDirectory(dir=self._root, prefix=".deleted-") as temporary:
+            # First out of sight at once, then file by file.
+            run.folder.rename(Path(temporary) / run.name)
+
+    def find_artifact(self, artifact: str) -> Path:
+        """Return the artifact of a finished run.
+
+        :param artifact: A run's name, ``experiment/run``, or an artifact id.
+        :raises ArtifactNotFound: When no run has that name or id.
+        :raises RunInProgressError, RunFailedError: When the run has no artifact yet, or never will.
+        """
+        run = self._find_by_name(artifact) or self._find_by_id(artifact)
+        if run is None:
+            raise ArtifactNotFound(f"no run and no artifact `{artifact}`"[:200])
+        run.check_finished()
+        return run.artifact_path
+
+    def _find_by_name(self, artifact: str) -> Run | None:
+        experiment, _, name = artifact.rpartition("/")
+        try:
+            return self.get(name, experiment or DEFAULT_EXPERIMENT)
+        except (RunNotFoundError, ConfigError):
+            return None
+
+    def _find_by_id(self, artifact_id: str) -> Run | None:
+        return next((run for run in self.list() if run.spec()["artifact_id"] == artifact_id), None)
+
+    def create_experiment(self, name: str) -> Path:
+        """Return an experiment's folder, made when it is new."""
+        folder = self._root / check_name(name, "experiment name")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def get_experiment(self, name: str) -> dict[str, Any]:
+        """Return what the API shows of an experiment.
+
+        :raises ExperimentNotFoundError: When there is none of that name.
+        """
+        folder = self._root / check_name(name, "experiment name")
+        if not folder.is_dir():
+            if name == DEFAULT_EXPERIMENT:
+                folder = self.create_experiment(name)
+            else:
+                raise ExperimentNotFoundError(f"no experiment `{name}`")
+        created = datetime.fromtimestamp(folder.stat().st_ctime, UTC)
+        return {"name": name, "status": "ACTIVE", "created_at": created.isoformat(timespec="seconds")}
+
+    def list_experiments(self) -> list[dict[str, Any]]:
+        """Return all experiments by name."""
+        if not self._root.is_dir():
+            return []
+        names = sorted(f.name for f in self._root.iterdir() if f.is_dir() and f.name[0] != ".")
+        return [self.get_experiment(name) for name in names]
+
+    def delete_experiment(self, name: str) -> None:
+        """Remove an experiment; its runs must have been deleted.
+
+        :raises ExperimentNotFoundError: When there is none of that name.
+        """
+        self.get_experiment(name)
+        shutil.rmtree(self._root / name)

@@ -1,0 +1,117 @@
+"""Starting, watching and stopping a Flow.
+
+``jina flow`` leaves gateway and executors behind when it gets SIGTERM; this main stops them, and it
+notices when one of them dies.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import finetuner
+from finetuner.errors import ConfigError, FinetunerServerError
+
+logger = logging.getLogger(__name__)
+_WATCH_INTERVAL_S = 0.5
+
+
+def flow_path(name: str) -> Path:
+    """Return a Flow's YAML file: a path, or one of those that come with the package.
+
+    :param name: A path, or ``flows/all.yml``, ``flows/train.yml``, ``flows/serve.yml``.
+    :raises ConfigError: When there is no such file.
+    """
+    package = Path(finetuner.__file__).parent
+    candidates = (Path(name), package.parent / name, package / "deploy" / name)
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.resolve()
+    raise ConfigError(f"there is no Flow `{name}`; with the package come flows/all.yml, train.yml, serve.yml")
+
+
+def check_installation() -> None:
+    """Refuse an environment in which two packages have overwritten each other's files.
+
+    :raises ConfigError: When onnxruntime and onnxruntime-gpu are both installed.
+    """
+    found = []
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            distribution(name)
+        except PackageNotFoundError:
+            continue
+        found.append(name)
+    if len(found) > 1:
+        raise ConfigError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: uninstall "
+            "both, then install finetuner-flow[cpu] or finetuner-flow[gpu]"
+        )
+
+
+class Service:
+    """A Flow that is started as a whole and stopped as a whole.
+
+    :param flow: Its YAML file.
+    :param workspace: The volume.
+    :param host: Where the gateway listens.
+    :param grpc_port: Of the gateway.
+    :param http_port: Of the gateway.
+    """
+
+    def __init__(
+        self, flow: Path, *, workspace: Path, host: str, grpc_port: int, http_port: int
+    ) -> None:
+        check_installation()
+        workspace.mkdir(parents=True, exist_ok=True)
+        # Read by the processes that the Flow forks; nothing may be imported by them before this.
+        os.environ["FINETUNER_WORKSPACE"] = str(workspace)
+        os.environ.setdefault("JINA_OPTOUT_TELEMETRY", "1")
+        os.environ.setdefault("JINA_LOG_LEVEL", "ERROR")
+        from jina import Flow
+
+        self._flow = Flow.load_config(str(flow))
+        self._flow.config_gateway(
+            **{**self._flow._gateway_kwargs, "host": host, "port": [grpc_port, http_port]},
+            copy_flow=False,
+        )
+        self._stopped = threading.Event()
+
+    def run(self, on_ready: Any) -> None:
+        """Start, serve until SIGINT or SIGTERM, stop.
+
+        :param on_ready: Called once when all parts answer.
+        :raises FinetunerServerError: When a part of the Flow does not start, or dies.
+        """
+        try:
+            flow = self._flow.start()
+        except Exception as exc:  # jina raises several kinds; each means that a part did not start
+            raise FinetunerServerError("The Flow did not start", str(exc)) from exc
+        try:
+            # After the start: the forked parts keep Jina's own handlers.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: self._stopped.set())
+            on_ready()
+            while not self._stopped.wait(_WATCH_INTERVAL_S):
+                if dead := [name for name, process in _processes(flow) if not process.is_alive()]:
+                    raise FinetunerServerError("A part of the Flow died", ", ".join(dead))
+        finally:
+            flow.close()
+
+
+def _processes(flow: Any) -> Iterator[tuple[str, Any]]:
+    for name, deployment in flow._deployment_nodes.items():
+        pods = [deployment.head_pod, *([deployment.gateway_pod] if deployment.gateway_pod else [])]
+        for shard in deployment.shards.values():
+            pods += shard._pods
+        for pod in pods:
+            if pod is not None and hasattr(pod, "worker"):
+                yield name, pod.worker
+
+

@@ -1,0 +1,82 @@
+"""From a request to a run: read it, check all that can be checked now, and keep the data with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from finetuner.backbones import check_available
+from finetuner.callback import EvaluationCallback
+from finetuner.config import CallbackConfig, RunConfig
+from finetuner.data import LabelledTexts, from_rows, prepare_training
+from finetuner.datastore import DataStore
+from finetuner.errors import ConfigError
+from finetuner.evaluation import EvaluationSet
+from finetuner.models import ModelOptions
+from finetuner.runs import TRAIN_FILE, Run, RunStore, evaluation_file
+from finetuner.schema import read
+from finetuner.training import check_training
+
+
+def submit(request: dict[str, Any], workspace: Path) -> Run:
+    """Create a run from the body of a fit request, or refuse it.
+
+    :param request: The fields of :class:`RunConfig`.
+    :param workspace: The volume.
+    :raises ConfigError: When a setting is wrong.
+    :raises DataError: When the data cannot train or evaluate.
+    :raises DataNotFoundError, ModelNotFoundError: When a named thing does not exist.
+    :raises RunExistsError: When the name is taken.
+    """
+    config = read(RunConfig, request, "fit")
+    read(ModelOptions, config.model_options, "model_options")
+    check_training(config)
+    store = DataStore(workspace)
+    data = {TRAIN_FILE: _texts(config.train_data, store, "train_data")}
+    prepare_training(data[TRAIN_FILE])
+    for number, callback in enumerate(config.evaluations()):
+        data |= _evaluation_data(number, callback, store)
+    check_available(config.model, workspace)
+    return RunStore(workspace).create(_without_data(config), data)
+
+
+def _texts(source: Any, store: DataStore, where: str) -> LabelledTexts:
+    if isinstance(source, str):
+        return store.texts(source)
+    if isinstance(source, list):
+        return from_rows(source)
+    raise ConfigError(
+        f"{where} must be the name of stored data or a list of [text, label] rows"
+        + ("; it is missing" if source is None else f", got {type(source).__name__}")
+    )
+
+
+def _evaluation_data(
+    number: int, callback: EvaluationCallback, store: DataStore
+) -> dict[str, LabelledTexts]:
+    queries = _texts(callback.query_data, store, "EvaluationCallback.query_data")
+    files = {evaluation_file(number, "query"): queries}
+    index = None
+    if callback.index_data is not None:
+        index = _texts(callback.index_data, store, "EvaluationCallback.index_data")
+        files[evaluation_file(number, "index")] = index
+    EvaluationSet.create(queries, index, callback=callback)
+    return files
+
+
+def _described(source: Any) -> Any:
+    return f"{len(source)} rows" if isinstance(source, list) else source
+
+
+def _without_data(config: RunConfig) -> RunConfig:
+    """Replace data by their description: the texts lie in the run's folder, not in its settings."""
+    callbacks = tuple(
+        CallbackConfig(
+            callback.name, {key: _described(value) for key, value in callback.options.items()}
+        )
+        for callback in config.callbacks
+    )
+    return dataclasses.replace(
+        config, train_data=_described(config.train_data), callbacks=callbacks
+    )

@@ -1,0 +1,136 @@
+"""The queue: starts a worker process for each created run, in order, and sees how it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import finetuner
+from finetuner.runs import Run, RunStore, Status
+
+logger = logging.getLogger(__name__)
+_TICK_S = 0.2
+_STOP_TIMEOUT_S = 10.0
+_MAX_STARTS = 3
+
+
+class Supervisor:
+    """Keeps at most ``max_parallel_runs`` workers busy with the created runs of a volume.
+
+    :param workspace: The volume.
+    :param max_parallel_runs: Workers at once, at least 1.
+    """
+
+    def __init__(self, workspace: Path, *, max_parallel_runs: int = 1) -> None:
+        self._store = RunStore(workspace)
+        self._max_parallel_runs = max_parallel_runs
+        self._workers: dict[Path, subprocess.Popen[bytes]] = {}
+        self._adopted: set[Path] = set()
+        self._lock = threading.Lock()
+        self._changed = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
+
+    def start(self) -> None:
+        """Take up what an earlier service left, and begin."""
+        for run in self._store.list():
+            if run.state().status is Status.STARTED and run.is_alive():
+                self._adopted.add(run.folder)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Look for a created run now."""
+        self._changed.set()
+
+    def stop_run(self, run: Run) -> None:
+        """End a run's worker, if it has one, and wait until it is gone."""
+        with self._lock:
+            worker = self._workers.pop(run.folder, None)
+        if worker is not None:
+            _end(worker)
+
+    def close(self) -> None:
+        """End all workers; their runs go back to the queue for the next start of the service."""
+        self._closing = True
+        self.wake()
+        self._thread.join()
+        for worker in self._workers.values():
+            worker.send_signal(signal.SIGTERM)
+        for worker in self._workers.values():
+            _end(worker)
+
+    def _watch(self) -> None:
+        while not self._closing:
+            self._changed.wait(_TICK_S)
+            self._changed.clear()
+            try:
+                with self._lock:
+                    self._tick()
+            except OSError:  # the volume is away for a moment; the next tick tries again
+                logger.exception("cannot look after the runs")
+
+    def _tick(self) -> None:
+        for folder, worker in list(self._workers.items()):
+            if worker.poll() is not None:
+                del self._workers[folder]
+                self._settle(Run(folder), worker.returncode)
+        self._adopted = {f for f in self._adopted if f.exists() and Run(f).is_alive()}
+        n_free = self._max_parallel_runs - len(self._workers) - len(self._adopted)
+        for run in self._store.list() if n_free > 0 else []:
+            if n_free == 0:
+                break
+            if run.folder in self._workers or run.folder in self._adopted:
+                continue
+            if run.state().status is Status.STARTED and not run.is_alive():
+                self._settle(run, None)
+            if run.state().status is Status.CREATED:
+                self._workers[run.folder] = _spawn(run)
+                n_free -= 1
+
+    def _settle(self, run: Run, returncode: int | None) -> None:
+        """Give a true state to a run whose worker ended without doing so itself.
+
+        :param returncode: Of the worker; None when it was that of an earlier service.
+        """
+        if not run.folder.exists() or run.state().status in (Status.FINISHED, Status.FAILED):
+            return
+        n_starts = run.state().n_starts
+        if returncode is None and n_starts < _MAX_STARTS:
+            run.set_state(Status.CREATED, "Interrupted; it starts again")
+        elif returncode is None:
+            run.set_state(Status.FAILED, f"The run was interrupted {n_starts} times; it is given up")
+        elif returncode < 0:
+            name = signal.Signals(-returncode).name
+            reason = " (out of memory, or killed by hand)" if name == "SIGKILL" else ""
+            run.set_state(Status.FAILED, f"The worker was ended by {name}{reason}")
+        elif run.state().status is Status.STARTED or returncode != 75:
+            run.set_state(Status.FAILED, f"The worker ended with exit code {returncode}")
+
+
+def _spawn(run: Run) -> subprocess.Popen[bytes]:
+    package_parent = str(Path(finetuner.__file__).parents[1])
+    path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH", "")]))
+    with (run.folder / "worker.txt").open("ab") as output:
+        return subprocess.Popen(
+            # -P: a file `torch.py` in the current folder must not take the place of torch.
+            [sys.executable, "-P", "-m", "finetuner.worker", str(run.folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "true"},
+        )
+
+
+def _end(worker: subprocess.Popen[bytes]) -> None:
+    if worker.poll() is None:
+        worker.send_signal(signal.SIGTERM)
+    try:
+        worker.wait(_STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        worker.kill()
+        worker.wait()

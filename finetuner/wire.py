@@ -1,0 +1,74 @@
+"""What travels between gateway and executors: JSON, or many texts and vectors, packed in one document.
+
+A document a text costs protobuf 30 µs on each side; packed, a thousand texts cost a millisecond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+from docarray import Document, DocumentArray
+from numpy.typing import NDArray
+
+from finetuner.data import check_text
+from finetuner.errors import ConfigError, DataError
+
+JSON = "application/json"
+PACKED_TEXTS = "application/vnd.finetuner.texts+json"
+
+
+def json_document(value: Any) -> DocumentArray:
+    """Pack a JSON value into one document's text."""
+    text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+    return DocumentArray([Document(text=text, mime_type=JSON)])
+
+
+def read_json_document(docs: DocumentArray) -> Any:
+    """Return what :func:`json_document` packed."""
+    return orjson.loads(docs[0].text)
+
+
+def holds(docs: DocumentArray, mime_type: str) -> bool:
+    """Whether the documents are one packed document of that kind."""
+    return len(docs) == 1 and docs[0].mime_type == mime_type
+
+
+def packed_texts(texts: Sequence[str]) -> DocumentArray:
+    """Pack texts into one document."""
+    return DocumentArray([Document(blob=orjson.dumps(list(texts)), mime_type=PACKED_TEXTS)])
+
+
+def read_texts(docs: DocumentArray) -> list[str]:
+    """Return the texts of documents, packed or one each.
+
+    :raises DataError: When a document has no text.
+    """
+    if holds(docs, PACKED_TEXTS):
+        return list(orjson.loads(docs[0].blob))
+    for number, document in enumerate(docs, start=1):
+        if not isinstance(document.text, str) or (not document.text and document.content is not None):
+            raise DataError(f"document {number} (`{document.id}`) has no text")
+    return [check_text(doc.text, f"document {i}") for i, doc in enumerate(docs, start=1)]
+
+
+def packed_vectors(vectors: NDArray[np.float32], tags: Mapping[str, Any]) -> DocumentArray:
+    """Pack vectors, *Shape:* ``(n_texts, dim)`` float32, and what is to be said of them."""
+    return DocumentArray([Document(tensor=vectors, tags=dict(tags))])
+
+
+# What Jina itself passes to an executor's constructor.
+_JINA_ARGUMENTS = {"metas", "requests", "runtime_args", "workspace", "dynamic_batching"}
+
+
+def unknown_arguments(executor: object, kwargs: Mapping[str, Any]) -> None:
+    """Refuse constructor arguments that neither an executor nor Jina knows; Jina only logs them.
+
+    :raises ConfigError: When there is one.
+    """
+    unknown = set(kwargs) - _JINA_ARGUMENTS
+    if unknown:
+        name = type(executor).__name__
+        raise ConfigError(f"{name} does not know the argument `{', '.join(sorted(unknown))}`")
