@@ -1,2 +1,79 @@
-"""Placeholder."""
+"""Fine-tune text embedding models on your own server, with the calls of Jina AI's Finetuner.
+
+>>> import finetuner
+>>> run = finetuner.fit(model="all-minilm-l6-v2", train_data="questions.csv")
+>>> run.status()
+{'status': 'CREATED', 'details': 'Run submitted and awaits execution'}
+"""
+
+from __future__ import annotations
+
+# The distribution's version, read by pyproject.toml and checked against CHANGELOG.md by a test.
 __version__ = "0.1.0"
+
+from docarray import Document, DocumentArray
+
+from finetuner import callback
+from finetuner.api import (
+    build_model,
+    cos_sim,
+    create_experiment,
+    create_run,
+    create_training_run,
+    delete_experiment,
+    delete_experiments,
+    delete_run,
+    delete_runs,
+    describe_models,
+    encode,
+    fit,
+    get_experiment,
+    get_model,
+    get_run,
+    get_token,
+    list_callbacks,
+    list_experiments,
+    list_model_options,
+    list_models,
+    list_runs,
+    login,
+    notebook_login,
+)
+from finetuner.client import point_docarray_here
+from finetuner.data import CSVOptions
+from finetuner.experiment import Experiment
+from finetuner.run import Run
+
+__all__ = [
+    "CSVOptions",
+    "Document",
+    "DocumentArray",
+    "Experiment",
+    "Run",
+    "build_model",
+    "callback",
+    "cos_sim",
+    "create_experiment",
+    "create_run",
+    "create_training_run",
+    "delete_experiment",
+    "delete_experiments",
+    "delete_run",
+    "delete_runs",
+    "describe_models",
+    "encode",
+    "fit",
+    "get_experiment",
+    "get_model",
+    "get_run",
+    "get_token",
+    "list_callbacks",
+    "list_experiments",
+    "list_model_options",
+    "list_models",
+    "list_runs",
+    "login",
+    "notebook_login",
+]
+
+point_docarray_here()

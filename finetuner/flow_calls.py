@@ -92,5 +92,3 @@ def clean(response: DataRequest) -> DataRequest:
         del status.exception.args[:]
         status.exception.args.append(str(error))
     return response
-
-

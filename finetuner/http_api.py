@@ -45,7 +45,9 @@ _FOLLOW_INTERVAL_S = 0.5
 def json_response(value: Any, status_code: int = 200) -> Response:
     """Answer with JSON; float32 arrays keep their short decimal form."""
     return Response(
-        orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), status_code, media_type="application/json"
+        orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY),
+        status_code,
+        media_type="application/json",
     )
 
 
@@ -80,7 +82,9 @@ async def read_body(request: Request, known: tuple[str, ...] | None = None) -> d
         raise MalformedRequestError("the body must be a JSON object")
     for key in value if known is not None else ():
         if key not in known:  # type: ignore[operator]
-            raise ConfigError(f"unknown field `{key}`{nearest(key, known)} known: {', '.join(known)}")  # type: ignore[arg-type]
+            raise ConfigError(
+                f"unknown field `{key}`{nearest(key, known)} known: {', '.join(known)}"
+            )  # type: ignore[arg-type]
     return value
 
 
@@ -129,7 +133,9 @@ def _add_error_handlers(app: FastAPI) -> None:
         if error.status_code == 404:
             paths = [getattr(route, "path", "") for route in app.routes]
             shown = request.url.path[:100]
-            error_ = EndpointNotFoundError(f"unknown endpoint `{shown}`{nearest(shown, paths)} see /docs")
+            error_ = EndpointNotFoundError(
+                f"unknown endpoint `{shown}`{nearest(shown, paths)} see /docs"
+            )
             return error_response(error_)
         return json_response({"error": "HTTPException", "detail": error.detail}, error.status_code)
 
@@ -137,7 +143,8 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def unforeseen_error(_request: Request, error: Exception) -> Response:
         logger.error("unforeseen error", exc_info=error)
         return json_response(
-            {"error": "FinetunerServerError", "detail": "internal error; the server's log has it"}, 500
+            {"error": "FinetunerServerError", "detail": "internal error; the server's log has it"},
+            500,
         )
 
     @app.get("/", tags=["service"], summary="What this is")
@@ -177,7 +184,9 @@ def _list(value: Any) -> list[Any]:
 def _encode_row(row: Any, number: int) -> tuple[str | None, str]:
     row = {"text": row} if isinstance(row, str) else row
     if not isinstance(row, dict) or "text" not in row or set(row) - {"id", "text"}:
-        raise DataError(f"data[{number - 1}] must have the field text, and perhaps id, and no other")
+        raise DataError(
+            f"data[{number - 1}] must have the field text, and perhaps id, and no other"
+        )
     id_ = row.get("id")
     return (None if id_ is None else str(id_)), check_text(row["text"], f"data[{number - 1}]")
 
@@ -256,7 +265,9 @@ def _add_run_files(app: FastAPI, call: Call, workspace: Path) -> None:
         parameters = _parameters(request, run_name)
         run = RunStore(workspace).get(run_name, parameters["experiment_name"])
         run.check_finished()
-        return FileResponse(run.artifact_path, filename=f"{run_name}.zip", media_type="application/zip")
+        return FileResponse(
+            run.artifact_path, filename=f"{run_name}.zip", media_type="application/zip"
+        )
 
 
 async def _follow(call: Call, parameters: dict[str, Any]) -> AsyncIterator[str]:
@@ -283,7 +294,9 @@ def _add_experiments(app: FastAPI, call: Call) -> None:
     async def get_experiment(name: str) -> Response:
         return await ask("/experiment", experiment_name=name)
 
-    @app.put("/experiments/{name}", tags=["experiments"], summary="Create an experiment, or find it")
+    @app.put(
+        "/experiments/{name}", tags=["experiments"], summary="Create an experiment, or find it"
+    )
     async def create_experiment(name: str) -> Response:
         return await ask("/experiment/create", experiment_name=name)
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import MutableMapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.datastructures import UploadFile
@@ -30,11 +30,16 @@ def add_hub_routes(app: FastAPI, workspace: Path) -> None:
     :param workspace: The volume.
     """
     store = DataStore(workspace)
+    _add_reading(app, store)
+    _add_writing(app, store)
 
     @app.post("/v2/rpc/user.identity.whoami", include_in_schema=False)
     async def whoami() -> Response:
-        return JSONResponse({"code": 200, "data": {"_id": "local", "name": "local", "nickname": "local"}})
+        user = {"_id": "local", "name": "local", "nickname": "local"}
+        return JSONResponse({"code": 200, "data": user})
 
+
+def _add_reading(app: FastAPI, store: DataStore) -> None:
     @app.get("/v2/rpc/artifact.getDownloadUrl", include_in_schema=False)
     async def download_url(name: str, request: Request) -> Response:
         try:
@@ -43,6 +48,22 @@ def add_hub_routes(app: FastAPI, workspace: Path) -> None:
             return _hub_error(error)
         return JSONResponse({"data": {"download": f"{request.base_url}data/{quote(name)}"}})
 
+    @app.post("/v2/rpc/artifact.list", include_in_schema=False)
+    async def list_for_docarray() -> Response:
+        entries = [summary_of(entry) for entry in await asyncio.to_thread(store.list)]
+        return JSONResponse({"data": entries, "meta": {"total": len(entries)}})
+
+    @app.get("/data", tags=["data"], summary="List stored data")
+    async def list_data() -> Response:
+        entries = await asyncio.to_thread(store.list)
+        return JSONResponse({"items": [asdict(entry) for entry in entries]})
+
+    @app.get("/data/{name:path}", tags=["data"], summary="The documents that were pushed")
+    async def documents(name: str) -> Response:
+        return FileResponse(store.documents_path(name), media_type="application/octet-stream")
+
+
+def _add_writing(app: FastAPI, store: DataStore) -> None:
     @app.post("/v2/rpc/artifact.upload", include_in_schema=False)
     async def upload(request: Request) -> Response:
         try:
@@ -53,12 +74,7 @@ def add_hub_routes(app: FastAPI, workspace: Path) -> None:
             entry = await asyncio.to_thread(store.put, name, file.file)
         except FinetunerError as error:
             return _hub_error(error)
-        return JSONResponse({"data": {"_id": entry.name, **entry.__dict__}})
-
-    @app.post("/v2/rpc/artifact.list", include_in_schema=False)
-    async def list_() -> Response:
-        entries = [summary_of(entry) for entry in await asyncio.to_thread(store.list)]
-        return JSONResponse({"data": entries, "meta": {"total": len(entries)}})
+        return JSONResponse({"data": {"_id": entry.name, **asdict(entry)}})
 
     @app.post("/v2/rpc/artifact.delete", include_in_schema=False)
     async def delete(request: Request) -> Response:
@@ -68,17 +84,6 @@ def add_hub_routes(app: FastAPI, workspace: Path) -> None:
         except FinetunerError as error:
             return _hub_error(error)
         return JSONResponse({"data": {}})
-
-    @app.get("/data", tags=["data"], summary="List stored data")
-    async def list_data() -> Response:
-        entries = await asyncio.to_thread(store.list)
-        return Response(
-            orjson.dumps({"items": [entry.__dict__ for entry in entries]}), media_type="application/json"
-        )
-
-    @app.get("/data/{name:path}", tags=["data"], summary="The documents that were pushed")
-    async def documents(name: str) -> Response:
-        return FileResponse(store.documents_path(name), media_type="application/octet-stream")
 
 
 def _hub_error(error: FinetunerError) -> Response:

@@ -162,7 +162,9 @@ def _read_settings(folder: Path, name: str, form: type) -> Any:
     except (OSError, ValueError) as exc:
         raise ModelNotFoundError(f"`{name}` of `{folder.name}` cannot be read: {exc}") from exc
     if not isinstance(value, form):
-        raise ModelNotFoundError(f"`{name}` of `{folder.name}` cannot be read: it is no {form.__name__}")
+        raise ModelNotFoundError(
+            f"`{name}` of `{folder.name}` cannot be read: it is no {form.__name__}"
+        )
     return value
 
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetuner.config import DEFAULT_EXPERIMENT
+from finetuner.config import DEFAULT_EXPERIMENT, RunConfig
 from finetuner.data import from_documents
 from finetuner.errors import ConfigError
 from finetuner.runs import Run, RunStore, Status
 from finetuner.schema import documented, read
 from finetuner.submission import submit
 from finetuner.supervisor import Supervisor
+from finetuner.training import check_training
 
 if TYPE_CHECKING:
     from docarray import DocumentArray
@@ -54,7 +55,9 @@ class RunPage:
         except ValueError as exc:
             raise ConfigError(f"page and size must be whole numbers, got {exc}") from exc
         if page < 1 or not 1 <= size <= _MAX_PAGE:
-            raise ConfigError(f"page must be at least 1 and size 1 to {_MAX_PAGE}, got {page}, {size}")
+            raise ConfigError(
+                f"page must be at least 1 and size 1 to {_MAX_PAGE}, got {page}, {size}"
+            )
         return page, size
 
 
@@ -76,6 +79,9 @@ class RunAPI:
         self._workspace = workspace
         self._store = RunStore(workspace)
         self._supervisor = supervisor
+        # The first optimizer that a process makes imports a second's worth of torch; `fit` answers
+        # within one.
+        check_training(RunConfig(model=""))
 
     def request_of(self, docs: DocumentArray, parameters: dict[str, Any]) -> dict[str, Any]:
         """Return the fit request of documents with parameters, as gRPC clients send it."""

@@ -184,9 +184,7 @@ class Run:
                 "The run failed, please check the `logs` for detailed information."
             )
         if status is not Status.FINISHED:
-            raise RunInProgressError(
-                "The run needs to be finished in order to save the artifact."
-            )
+            raise RunInProgressError("The run needs to be finished in order to save the artifact.")
 
     def is_alive(self) -> bool:
         """Whether a worker holds the run's lock."""
@@ -346,7 +344,11 @@ class RunStore:
             else:
                 raise ExperimentNotFoundError(f"no experiment `{name}`")
         created = datetime.fromtimestamp(folder.stat().st_ctime, UTC)
-        return {"name": name, "status": "ACTIVE", "created_at": created.isoformat(timespec="seconds")}
+        return {
+            "name": name,
+            "status": "ACTIVE",
+            "created_at": created.isoformat(timespec="seconds"),
+        }
 
     def list_experiments(self) -> list[dict[str, Any]]:
         """Return all experiments by name."""

@@ -29,9 +29,9 @@ def documented(doc: str, **kwargs: Any) -> Any:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean `x`?`` for the closest known name, or an empty string."""
+    """Return ``; did you mean `x`?`` for the closest known name, or a bare semicolon."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean `{matches[0]}`?" if matches else ""
+    return f"; did you mean `{matches[0]}`?" if matches else ";"
 
 
 def read(cls: type[T], data: object, where: str) -> T:

@@ -10,10 +10,14 @@ import logging
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
+
+import rich
 
 import finetuner
 from finetuner.errors import ConfigError, FinetunerServerError
@@ -33,7 +37,9 @@ def flow_path(name: str) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate.resolve()
-    raise ConfigError(f"there is no Flow `{name}`; with the package come flows/all.yml, train.yml, serve.yml")
+    raise ConfigError(
+        f"there is no Flow `{name}`; with the package come flows/all.yml, train.yml, serve.yml"
+    )
 
 
 def check_installation() -> None:
@@ -74,9 +80,12 @@ class Service:
         os.environ["FINETUNER_WORKSPACE"] = str(workspace)
         os.environ.setdefault("JINA_OPTOUT_TELEMETRY", "1")
         os.environ.setdefault("JINA_LOG_LEVEL", "ERROR")
-        from jina import Flow
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # jina's use of pkg_resources
+            from jina import Flow
 
-        self._flow = Flow.load_config(str(flow))
+            self._flow = Flow.load_config(str(flow))
         self._flow.config_gateway(
             **{**self._flow._gateway_kwargs, "host": host, "port": [grpc_port, http_port]},
             copy_flow=False,
@@ -90,7 +99,8 @@ class Service:
         :raises FinetunerServerError: When a part of the Flow does not start, or dies.
         """
         try:
-            flow = self._flow.start()
+            with _quiet_console():
+                flow = self._flow.start()
         except Exception as exc:  # jina raises several kinds; each means that a part did not start
             raise FinetunerServerError("The Flow did not start", str(exc)) from exc
         try:
@@ -105,6 +115,18 @@ class Service:
             flow.close()
 
 
+@contextmanager
+def _quiet_console() -> Iterator[None]:
+    """Keep Jina's banner back: it names an address that nobody can reach when the host is loopback."""
+    rich.get_console().quiet = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            rich.get_console().quiet = False
+
+
 def _processes(flow: Any) -> Iterator[tuple[str, Any]]:
     for name, deployment in flow._deployment_nodes.items():
         pods = [deployment.head_pod, *([deployment.gateway_pod] if deployment.gateway_pod else [])]
@@ -113,5 +135,3 @@ def _processes(flow: Any) -> Iterator[tuple[str, Any]]:
         for pod in pods:
             if pod is not None and hasattr(pod, "worker"):
                 yield name, pod.worker
-
-

@@ -103,7 +103,9 @@ class Supervisor:
         if returncode is None and n_starts < _MAX_STARTS:
             run.set_state(Status.CREATED, "Interrupted; it starts again")
         elif returncode is None:
-            run.set_state(Status.FAILED, f"The run was interrupted {n_starts} times; it is given up")
+            run.set_state(
+                Status.FAILED, f"The run was interrupted {n_starts} times; it is given up"
+            )
         elif returncode < 0:
             name = signal.Signals(-returncode).name
             reason = " (out of memory, or killed by hand)" if name == "SIGKILL" else ""

@@ -49,7 +49,9 @@ def read_texts(docs: DocumentArray) -> list[str]:
     if holds(docs, PACKED_TEXTS):
         return list(orjson.loads(docs[0].blob))
     for number, document in enumerate(docs, start=1):
-        if not isinstance(document.text, str) or (not document.text and document.content is not None):
+        if not isinstance(document.text, str) or (
+            not document.text and document.content is not None
+        ):
             raise DataError(f"document {number} (`{document.id}`) has no text")
     return [check_text(doc.text, f"document {i}") for i, doc in enumerate(docs, start=1)]
 
@@ -57,6 +59,11 @@ def read_texts(docs: DocumentArray) -> list[str]:
 def packed_vectors(vectors: NDArray[np.float32], tags: Mapping[str, Any]) -> DocumentArray:
     """Pack vectors, *Shape:* ``(n_texts, dim)`` float32, and what is to be said of them."""
     return DocumentArray([Document(tensor=vectors, tags=dict(tags))])
+
+
+def own_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request's parameters without those that Jina adds on the way (``__results__``)."""
+    return {name: value for name, value in parameters.items() if not name.startswith("__")}
 
 
 # What Jina itself passes to an executor's constructor.

@@ -30,7 +30,9 @@ def open_log(path: Path) -> Iterator[Console]:
     """
     with path.open("a", encoding="utf-8", buffering=1) as file:
         console = Console(file=file, width=_WIDTH, force_terminal=False, color_system=None)
-        handler = RichHandler(console=console, rich_tracebacks=False, markup=False, log_time_format="[%X]")
+        handler = RichHandler(
+            console=console, rich_tracebacks=False, markup=False, log_time_format="[%X]"
+        )
         root = logging.getLogger("finetuner")
         root.addHandler(handler)
         root.setLevel(logging.DEBUG)

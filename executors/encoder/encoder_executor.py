@@ -1,7 +1,5 @@
 """EncoderExecutor: embeds texts with the artifact of any finished run on the volume."""
 
-from __future__ import annotations
-
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +12,14 @@ from finetuner.config import Device, workspace_dir
 from finetuner.encoder import Backend
 from finetuner.encoder_cache import EncoderCache
 from finetuner.schema import convert, documented, read
-from finetuner.wire import PACKED_TEXTS, holds, packed_vectors, read_texts, unknown_arguments
+from finetuner.wire import (
+    PACKED_TEXTS,
+    holds,
+    own_parameters,
+    packed_vectors,
+    read_texts,
+    unknown_arguments,
+)
 
 resolve_workspace = workspace_dir
 
@@ -71,7 +76,7 @@ class EncoderExecutor(Executor):
             the vectors as its tensor, *Shape:* ``(n_texts, dim)`` float32.
         :param parameters: ``artifact`` and ``batch_size``, both optional.
         """
-        request = read(EncodeParameters, parameters, "parameters")
+        request = read(EncodeParameters, own_parameters(parameters), "parameters")
         loop = asyncio.get_running_loop()
         encoder = await asyncio.to_thread(self._cache.get, request.artifact)
         batch_size = self._batch_size if request.batch_size is None else request.batch_size

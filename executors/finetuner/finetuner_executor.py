@@ -1,7 +1,5 @@
 """FinetunerExecutor: takes fit requests, keeps the queue of runs, and tells how they are."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +10,14 @@ from jina import Executor, requests
 from finetuner.config import workspace_dir as resolve_workspace
 from finetuner.run_api import RunAPI
 from finetuner.supervisor import Supervisor
-from finetuner.wire import JSON, holds, json_document, read_json_document, unknown_arguments
+from finetuner.wire import (
+    JSON,
+    holds,
+    json_document,
+    own_parameters,
+    read_json_document,
+    unknown_arguments,
+)
 
 
 class FinetunerExecutor(Executor):
@@ -34,9 +39,7 @@ class FinetunerExecutor(Executor):
         self._supervisor.start()
 
     @requests(on="/fit")
-    async def fit(
-        self, docs: DocumentArray, parameters: dict[str, Any], **_: Any
-    ) -> DocumentArray:
+    async def fit(self, docs: DocumentArray, parameters: dict[str, Any], **_: Any) -> DocumentArray:
         """Start a run.
 
         :param docs: Labelled training documents, or the whole request as one JSON document.
@@ -45,12 +48,14 @@ class FinetunerExecutor(Executor):
         if holds(docs, JSON):
             request = read_json_document(docs)
         else:
-            request = await asyncio.to_thread(self._api.request_of, docs, parameters)
+            request = self._api.request_of(docs, own_parameters(parameters))
         return await self._answer(self._api.fit, request)
 
-    async def _answer(self, function: Callable[..., Any], *arguments: Any) -> DocumentArray:
+    async def _answer(
+        self, function: Callable[[dict[str, Any]], Any], parameters: dict[str, Any]
+    ) -> DocumentArray:
         # In a thread: a slow volume must not stop the health check, which shares this loop.
-        return json_document(await asyncio.to_thread(function, *arguments))
+        return json_document(await asyncio.to_thread(function, own_parameters(parameters)))
 
     @requests(on="/runs")
     async def runs(self, parameters: dict[str, Any], **_: Any) -> DocumentArray:

@@ -1,7 +1,5 @@
 """The Flow's gateway: gRPC and HTTP over the same executors, with true errors on both."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from typing import Any
 

@@ -1,0 +1,22 @@
+# One image for the whole Flow, or for any of its executors:
+#   docker build -t finetuner-flow .                             (CPU)
+#   docker build -t finetuner-flow:gpu --build-arg DEVICE=gpu .  (GPU)
+#   docker run -p 51000:51000 -p 51001:51001 -v finetuner:/data finetuner-flow
+#   docker run -v finetuner:/data finetuner-flow jina executor --uses executors/encoder/config.yml
+FROM python:3.11-slim
+ARG DEVICE=cpu
+ENV FINETUNER_WORKSPACE=/data JINA_OPTOUT_TELEMETRY=1 PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1
+RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home finetuner && mkdir /data && chown finetuner /data
+WORKDIR /srv/finetuner
+COPY . .
+# The index of CPU builds keeps gigabytes of CUDA out of the CPU image.
+RUN if [ "$DEVICE" = cpu ]; then pip install --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu; fi \
+    && grep -v -i '^onnxruntime==' requirements.txt > /tmp/pins.txt \
+    && if [ "$DEVICE" = cpu ]; then cp requirements.txt /tmp/pins.txt; fi \
+    && pip install -c /tmp/pins.txt ".[$DEVICE]" && pip check
+USER finetuner
+VOLUME /data
+EXPOSE 51000 51001
+ENTRYPOINT ["tini", "--"]
+CMD ["finetuner", "serve", "--host", "0.0.0.0"]

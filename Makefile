@@ -1,0 +1,23 @@
+# Each target works as the only command after a clone, with Python 3.11 and the package index.
+PYTHON ?= python3.11
+VENV := .venv
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test test-unit check serve
+install: $(STAMP)
+$(STAMP): pyproject.toml requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --disable-pip-version-check -q -c requirements.txt -e '.[cpu,demo,dev]'
+	touch $(STAMP)
+demo: install
+	$(VENV)/bin/python examples/demo.py
+test: install
+	$(VENV)/bin/python -m pytest
+test-unit: install
+	$(VENV)/bin/python -m pytest -m 'not slow'
+check: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+serve: install
+	$(VENV)/bin/finetuner serve

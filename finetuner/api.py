@@ -1,0 +1,389 @@
+"""The verbs of ``import finetuner``; each loads what it needs only when it is called."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from docarray import DocumentArray
+from numpy.typing import ArrayLike, NDArray
+
+from finetuner.backbones import BACKBONES
+from finetuner.callback import CALLBACKS
+from finetuner.client import Client, experiment_path, point_docarray_here, token
+from finetuner.config import DEFAULT_EXPERIMENT, workspace_dir
+from finetuner.data import CSVOptions
+from finetuner.errors import AuthenticationRequiredError, ConfigError
+from finetuner.experiment import Data, Experiment
+from finetuner.experiment import create_experiment as _create_experiment
+from finetuner.run import Run
+
+if TYPE_CHECKING:
+    from finetuner.encoder import Encoder
+
+_client = Client()
+Texts = TypeVar("Texts", DocumentArray, Sequence[str])
+
+
+def login(force: bool = False, interactive: bool | None = None) -> None:
+    """Check that the server answers; there is nothing to log in to.
+
+    A server that asks for a token takes it from ``FINETUNER_TOKEN``.
+
+    :param force: Ignored, as in the old API's scripts.
+    :param interactive: Ignored.
+    :raises AuthenticationRequiredError: When the server asks for a token and has not got a valid one.
+    :raises UnavailableError: When no server answers.
+    """
+    del force, interactive
+    point_docarray_here()
+    _client.get("/")
+
+
+notebook_login = login
+
+
+def get_token() -> str:
+    """Return the token that calls carry.
+
+    :raises AuthenticationRequiredError: When ``FINETUNER_TOKEN`` is not set.
+    """
+    if not token():
+        raise AuthenticationRequiredError("FINETUNER_TOKEN is not set")
+    return token()
+
+
+# Arguments of the old API that this version does not act on, with the value that means nothing.
+_UNAVAILABLE = {
+    "eval_data": None,
+    "val_split": 0.0,
+    "model_artifact": None,
+    "freeze": False,
+    "output_dim": None,
+    "public": False,
+    "loss_optimizer": None,
+    "loss_optimizer_options": None,
+}
+
+
+def fit(
+    model: str,
+    train_data: Data,
+    eval_data: Data = None,
+    val_split: float = 0.0,
+    model_artifact: str | None = None,
+    run_name: str | None = None,
+    description: str | None = None,
+    experiment_name: str | None = None,
+    model_options: dict[str, Any] | None = None,
+    loss: str = "TripletMarginLoss",
+    miner: str | None = None,
+    miner_options: dict[str, Any] | None = None,
+    optimizer: str = "Adam",
+    optimizer_options: dict[str, Any] | None = None,
+    learning_rate: float | None = None,
+    epochs: int = 5,
+    batch_size: int = 64,
+    callbacks: Sequence[Any] | None = None,
+    scheduler: str | None = None,
+    scheduler_options: dict[str, Any] | None = None,
+    freeze: bool = False,
+    output_dim: int | None = None,
+    device: str = "cuda",
+    num_workers: int = 4,
+    to_onnx: bool = False,
+    csv_options: CSVOptions | None = None,
+    public: bool = False,
+    num_items_per_class: int = 4,
+    sampler: str = "auto",
+    loss_optimizer: str | None = None,
+    loss_optimizer_options: dict[str, Any] | None = None,
+    *,
+    loss_options: dict[str, Any] | None = None,
+    precision: str = "auto",
+    seed: int = 0,
+) -> Run:
+    """Start a training run on the server and return at once.
+
+    :param model: Backbone: a display name (:func:`list_models`), a Hugging Face id, or a folder of the
+        server.
+    :param train_data: The name of stored data, a DocumentArray with the tag ``finetuner_label``, a CSV
+        path or open file, or rows ``(text, label)``.
+    :param run_name: Unique in its experiment; made up when None.
+    :param description: Free text.
+    :param experiment_name: Default ``default``.
+    :param model_options: ``pooler`` (mean, cls, max), ``max_length`` in tokens, ``normalize``.
+    :param loss: A loss of pytorch-metric-learning; ``SupConLoss`` is recommended for labels.
+    :param miner: A miner of the same library, or None for all pairs or triplets of a batch.
+    :param miner_options: Its arguments.
+    :param optimizer: An optimizer of torch.
+    :param optimizer_options: Its arguments.
+    :param learning_rate: Above 0, below 1; 2e-5 when None and not in ``optimizer_options``.
+    :param epochs: 0 to 1000.
+    :param batch_size: Texts a step, at least 4.
+    :param callbacks: Of :mod:`finetuner.callback`.
+    :param scheduler: A schedule of transformers, such as ``linear``; constant when None.
+    :param scheduler_options: ``num_warmup_steps``, and what the schedule takes.
+    :param device: ``cuda``, which falls back to the CPU with a warning, or ``cpu``.
+    :param num_workers: Accepted and not used: texts are tokenised once, before training.
+    :param to_onnx: Put an ONNX graph beside the weights.
+    :param csv_options: How CSVs are read.
+    :param num_items_per_class: Texts of one label put together, at least 2.
+    :param sampler: ``auto``, ``class`` or ``random``.
+    :param loss_options: The loss's arguments, such as ``{'temperature': 0.05}``.
+    :param precision: ``auto`` (bf16 where the hardware has it), ``fp32`` or ``bf16``.
+    :param seed: Of batches and dropout.
+    :raises ConfigError: When a setting is unknown, out of range, or not available in this version
+        (``eval_data``, ``val_split``, ``model_artifact``, ``freeze``, ``output_dim``, ``public``,
+        ``loss_optimizer``).
+    :raises DataError: When the data cannot train or evaluate; the message gives the numbers found.
+    :raises ModelNotFoundError, DataNotFoundError: When a named thing does not exist.
+    :raises RunExistsError: When the experiment has a run of that name.
+    :raises UnavailableError: When no server answers.
+    """
+    given = locals()
+    for name, nothing in _UNAVAILABLE.items():
+        if given[name] != nothing:
+            raise ConfigError(f"{name} is not available in this version; leave it out")
+    experiment = Experiment(_client, {"name": experiment_name or DEFAULT_EXPERIMENT, "status": ""})
+    return experiment.create_training_run(
+        model,
+        train_data,
+        run_name,
+        csv_options=csv_options,
+        callbacks=callbacks,
+        description=description,
+        model_options=model_options,
+        loss=loss,
+        loss_options=loss_options,
+        miner=miner,
+        miner_options=miner_options,
+        optimizer=optimizer,
+        optimizer_options=optimizer_options,
+        learning_rate=learning_rate,
+        epochs=epochs,
+        batch_size=batch_size,
+        scheduler=scheduler,
+        scheduler_options=scheduler_options,
+        device=device,
+        to_onnx=to_onnx,
+        num_items_per_class=num_items_per_class,
+        sampler=sampler,
+        precision=precision,
+        seed=seed,
+    )
+
+
+create_run = fit
+create_training_run = fit
+
+
+def get_run(run_name: str, experiment_name: str | None = None) -> Run:
+    """Return a run, also one that another process started.
+
+    :raises RunNotFoundError: When the experiment has none of that name.
+    """
+    return Experiment(
+        _client, {"name": experiment_name or DEFAULT_EXPERIMENT, "status": ""}
+    ).get_run(run_name)
+
+
+def list_runs(experiment_name: str | None = None, page: int = 1, size: int = 50) -> list[Run]:
+    """Return a page of runs, oldest first.
+
+    :param experiment_name: All experiments when None.
+    :param page: From 1.
+    :param size: 1 to 100.
+    """
+    found = _client.get("/runs", experiment_name=experiment_name, page=page, size=size)
+    return [Run(_client, record) for record in found["items"]]
+
+
+def delete_run(run_name: str, experiment_name: str | None = None) -> None:
+    """Delete a run; one that trains is stopped.
+
+    :raises RunNotFoundError: When the experiment has none of that name.
+    """
+    Experiment(_client, {"name": experiment_name or DEFAULT_EXPERIMENT, "status": ""}).delete_run(
+        run_name
+    )
+
+
+def delete_runs(experiment_name: str | None = None) -> None:
+    """Delete the runs of one experiment, or of all when None."""
+    _client.delete("/runs", experiment_name=experiment_name)
+
+
+def create_experiment(name: str = DEFAULT_EXPERIMENT) -> Experiment:
+    """Create an experiment, or find it."""
+    return _create_experiment(_client, name)
+
+
+def get_experiment(name: str) -> Experiment:
+    """Return an experiment.
+
+    :raises ExperimentNotFoundError: When there is none of that name.
+    """
+    return Experiment(_client, _client.get(experiment_path(name)))
+
+
+def list_experiments() -> list[Experiment]:
+    """Return all experiments by name."""
+    return [Experiment(_client, record) for record in _client.get("/experiments")["items"]]
+
+
+def delete_experiment(name: str) -> Experiment:
+    """Delete an experiment and its runs, and return what it was.
+
+    :raises ExperimentNotFoundError: When there is none of that name.
+    """
+    return Experiment(_client, _client.delete(experiment_path(name)))
+
+
+def delete_experiments() -> list[Experiment]:
+    """Delete all experiments and their runs, and return what they were."""
+    return [delete_experiment(experiment.name) for experiment in list_experiments()]
+
+
+def list_callbacks() -> list[str]:
+    """Return the names of the callbacks."""
+    return list(CALLBACKS)
+
+
+def list_models() -> list[str]:
+    """Return the display names of the known backbones; any other encoder goes by its id."""
+    return [backbone.display_name for backbone in BACKBONES]
+
+
+def list_model_options() -> dict[str, list[dict[str, Any]]]:
+    """Return, for each known backbone, what ``model_options`` takes."""
+    options: list[dict[str, Any]] = [
+        {"name": "pooler", "type": "mean | cls | max", "required": False, "default": "mean"},
+        {"name": "max_length", "type": "int", "required": False, "default": None},
+        {"name": "normalize", "type": "bool", "required": False, "default": True},
+    ]
+    return {name: [dict(option) for option in options] for name in list_models()}
+
+
+def describe_models(task: str | None = None) -> None:
+    """Print the known backbones as a table.
+
+    :param task: Only ``text-to-text`` exists; any other prints an empty table.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = ("name", "task", "output_dim", "architecture", "description")
+    table = Table(*columns, title="Finetuner backbones: text-to-text")
+    for row in BACKBONES:
+        if task in (None, row.task):
+            table.add_row(
+                row.display_name, row.task, str(row.output_dim), row.architecture, row.description
+            )
+    Console().print(table)
+
+
+def get_model(
+    artifact: str,
+    token: str | None = None,
+    batch_size: int = 32,
+    select_model: str | None = None,
+    device: str | None = None,
+    logging_level: str = "WARNING",
+    is_onnx: bool = False,
+) -> Encoder:
+    """Load a fine-tuned model.
+
+    :param artifact: The zip of ``run.save_artifact()``, or the folder inside one.
+    :param token: Accepted and not used, as are ``batch_size``, ``select_model``, ``logging_level``.
+    :param device: ``cpu`` or ``cuda``; cuda where there is one when None.
+    :param is_onnx: Run the artifact's ONNX graph.
+    :raises ArtifactNotFound: When nothing is there.
+    :raises CorruptedArtifact: When it is damaged, or has no ONNX graph though ``is_onnx`` was given.
+    """
+    from finetuner.encoder import Backend, load_encoder
+
+    backend = Backend.ONNX if is_onnx else Backend.TORCH
+    return load_encoder(Path(artifact), backend=backend, device=_device(device))
+
+
+def build_model(
+    name: str,
+    model_options: dict[str, Any] | None = None,
+    batch_size: int = 32,
+    select_model: str | None = None,
+    device: str | None = None,
+    is_onnx: bool = False,
+) -> Encoder:
+    """Load a backbone that was not fine-tuned, looked for on this machine and then on the hub.
+
+    :param name: As ``model`` of :func:`fit`.
+    :param model_options: As there.
+    :param batch_size: Accepted and not used, as is ``select_model``.
+    :param device: As in :func:`get_model`.
+    :param is_onnx: Not available for backbones.
+    :raises ModelNotFoundError: When it is found nowhere.
+    :raises ConfigError: When an option is wrong, or ``is_onnx`` was given.
+    """
+    from finetuner.backbones import locate
+    from finetuner.device import resolve_device
+    from finetuner.encoder import torch_encoder
+    from finetuner.models import ModelOptions, load_model
+    from finetuner.schema import read
+
+    if is_onnx:
+        raise ConfigError("a backbone has no ONNX graph; fit with to_onnx=True and use get_model")
+    options = read(ModelOptions, model_options or {}, "model_options")
+    loaded = load_model(locate(name, workspace_dir()), options)
+    loaded.model.to(resolve_device(_device(device))[0])
+    return torch_encoder(loaded, name=name)
+
+
+def _device(device: str | None) -> Any:
+    import torch
+
+    from finetuner.config import Device
+    from finetuner.device import resolve_device
+    from finetuner.schema import convert
+
+    if device is None:
+        return Device.CUDA if torch.cuda.is_available() else Device.CPU
+    chosen = convert(Device, device, "device")
+    _, warning = resolve_device(chosen)
+    if warning:
+        warnings.warn(warning, RuntimeWarning, stacklevel=3)
+        return Device.CPU
+    return chosen
+
+
+def encode(model: Encoder, data: Any, batch_size: int = 32) -> Any:
+    """Embed texts.
+
+    :param model: What :func:`get_model` or :func:`build_model` gave.
+    :param data: A DocumentArray, whose embeddings are filled in place, or a list of strings.
+    :param batch_size: Texts embedded at once, at least 1.
+    :returns: The DocumentArray, or *Shape:* ``(n_texts, dim)`` float32; ``(0, dim)`` for no texts.
+    :raises DataError: When a document has no text, or an item is no string.
+    """
+    if not isinstance(data, DocumentArray):
+        return model.encode(data, batch_size=batch_size)
+    if len(data):
+        from finetuner.wire import read_texts
+
+        data.embeddings = model.encode(read_texts(data), batch_size=batch_size)
+    return data
+
+
+def cos_sim(a: ArrayLike, b: ArrayLike) -> float:
+    """Return the cosine of the angle between two vectors, -1 to 1; 0 when one has no length.
+
+    :param a: *Shape:* ``(dim,)``.
+    :param b: *Shape:* ``(dim,)``.
+    """
+    left: NDArray[np.float64] = np.asarray(a, dtype=np.float64).ravel()
+    right: NDArray[np.float64] = np.asarray(b, dtype=np.float64).ravel()
+    lengths = float(np.linalg.norm(left) * np.linalg.norm(right))
+    return float(left @ right) / lengths if lengths else 0.0

@@ -1,0 +1,104 @@
+"""The command ``finetuner``."""
+
+from __future__ import annotations
+
+import shlex
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from finetuner.client import server_url, token
+from finetuner.config import workspace_dir
+from finetuner.errors import ConfigError, FinetunerError
+
+app = typer.Typer(
+    help="Fine-tune, evaluate and serve text embedding models on your own machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+@app.callback()
+def main() -> None:
+    """Fine-tune, evaluate and serve text embedding models on your own machine."""
+
+
+@app.command()
+def serve(
+    flow: Annotated[str, typer.Option(help="The Flow's YAML file.")] = "flows/all.yml",
+    workspace: Annotated[
+        Path | None,
+        typer.Option(help="The folder of data, runs and models. [default: FINETUNER_WORKSPACE]"),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    grpc_port: Annotated[int, typer.Option(min=1, max=65535)] = 51000,
+    http_port: Annotated[int, typer.Option(min=1, max=65535)] = 51001,
+) -> None:
+    """Start the service and stop it whole on Ctrl-C or SIGTERM."""
+    from finetuner.serve import Service, flow_path
+
+    folder = workspace_dir(workspace)
+
+    def say_ready() -> None:
+        console.print(
+            f"[bold]Finetuner is ready.[/bold]\n"
+            f"  HTTP       http://{host}:{http_port}   (described at /docs)\n"
+            f"  gRPC       {host}:{grpc_port}\n"
+            f"  workspace  {folder}\n"
+            f"Ctrl-C stops it."
+        )
+        if host not in ("127.0.0.1", "localhost", "::1"):
+            errors.print(
+                f"[yellow]Warning:[/yellow] {host} can be reached by others, and this version asks "
+                "nobody for a token; put a proxy that does in front of it."
+            )
+
+    try:
+        for port in (grpc_port, http_port):
+            _check_free(host, port)
+        service = Service(
+            flow_path(flow), workspace=folder, host=host, grpc_port=grpc_port, http_port=http_port
+        )
+        console.print("Starting ...")
+        service.run(say_ready)
+    except FinetunerError as error:
+        errors.print(f"[red]Error:[/red] {error}", soft_wrap=True)
+        raise typer.Exit(1) from error
+    console.print("Stopped.")
+
+
+def _check_free(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot listen at {host}:{port} ({exc.strerror}); another server may run there: "
+                "stop it, or choose other ports with --grpc-port and --http-port"
+            ) from exc
+
+
+@app.command()
+def env() -> None:
+    """Print the variables that point the client and docarray's push and pull to the server.
+
+    Use: eval "$(finetuner env)"
+    """
+    variables = {
+        "FINETUNER_HOST": server_url(),
+        "JINA_HUBBLE_REGISTRY": server_url(),
+        "JINA_AUTH_TOKEN": token() or "none",
+    }
+    for name, value in variables.items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
+
+
+if __name__ == "__main__":
+    app()

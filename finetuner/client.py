@@ -1,0 +1,173 @@
+"""Talks to a Flow over HTTP; the only module of the client side that knows the network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import quote
+
+import orjson
+import requests
+
+from finetuner.config import DEFAULT_HOST
+from finetuner.errors import (
+    AuthenticationRequiredError,
+    FinetunerServerError,
+    UnavailableError,
+    error_class,
+)
+from finetuner.files import replacing
+
+_CONNECT_TIMEOUT_S = 5.0
+_READ_TIMEOUT_S = 300.0
+_CHUNK_BYTES = 2**20
+
+
+def server_url() -> str:
+    """Return the address of the server: ``FINETUNER_HOST``, else this machine's port 51001."""
+    url = os.environ.get("FINETUNER_HOST") or DEFAULT_HOST
+    return url.rstrip("/") if "://" in url else f"http://{url.rstrip('/')}"
+
+
+def token() -> str:
+    """Return the token that calls carry: ``FINETUNER_TOKEN``, or an empty string."""
+    return os.environ.get("FINETUNER_TOKEN", "")
+
+
+def point_docarray_here() -> None:
+    """Let ``DocumentArray.push`` and ``pull`` talk to our server, unless they are told otherwise."""
+    os.environ.setdefault("JINA_HUBBLE_REGISTRY", server_url())
+    os.environ.setdefault("JINA_AUTH_TOKEN", token() or "none")
+
+
+class Client:
+    """One server.
+
+    :param url: Its HTTP address; when None, :func:`server_url` at each call.
+    """
+
+    def __init__(self, url: str | None = None) -> None:
+        self._url = url
+        self._session = requests.Session()
+
+    @property
+    def url(self) -> str:
+        """The server's address."""
+        return self._url or server_url()
+
+    def get(self, path: str, **parameters: Any) -> Any:
+        """Return the JSON answer of a GET."""
+        return self._json("GET", path, params=_without_none(parameters))
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """Return the JSON answer of a POST."""
+        return self._json("POST", path, data=orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY))
+
+    def put(self, path: str) -> Any:
+        """Return the JSON answer of a PUT without a body."""
+        return self._json("PUT", path)
+
+    def delete(self, path: str, **parameters: Any) -> Any:
+        """Return the JSON answer of a DELETE."""
+        return self._json("DELETE", path, params=_without_none(parameters))
+
+    def text(self, path: str, **parameters: Any) -> str:
+        """Return the text answer of a GET."""
+        with self._request("GET", path, params=_without_none(parameters)) as response:
+            response.encoding = "utf-8"
+            return response.text
+
+    def stream_lines(self, path: str, **parameters: Any) -> Iterator[str]:
+        """Yield the lines of an answer as they come."""
+        with (
+            self._request("GET", path, params=_without_none(parameters), stream=True) as response,
+            _translated(self.url),
+        ):
+            for line in response.iter_lines(chunk_size=1):
+                yield line.decode("utf-8", errors="replace")
+
+    def download(self, path: str, destination: Path, **parameters: Any) -> None:
+        """Write an answer to a file, which appears whole or not at all."""
+        with (
+            self._request("GET", path, params=_without_none(parameters), stream=True) as response,
+            replacing(destination) as file,
+            _translated(self.url),
+        ):
+            _copy(response, file)
+
+    def _json(self, method: str, path: str, **kwargs: Any) -> Any:
+        with self._request(method, path, **kwargs) as response:
+            return orjson.loads(response.content)
+
+    def _request(self, method: str, path: str, **kwargs: Any) -> requests.Response:
+        headers = {"Content-Type": "application/json"}
+        if token():
+            headers["Authorization"] = f"Bearer {token()}"
+        with _translated(self.url):
+            response = self._session.request(
+                method,
+                self.url + path,
+                headers=headers,
+                timeout=(_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S),
+                **kwargs,
+            )
+        if not response.ok:
+            with response:
+                raise _error_of(response)
+        return response
+
+
+def _without_none(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _copy(response: requests.Response, file: IO[bytes]) -> None:
+    expected = response.headers.get("Content-Length")
+    n_bytes = 0
+    for chunk in response.iter_content(_CHUNK_BYTES):
+        n_bytes += file.write(chunk)
+    if expected is not None and n_bytes != int(expected):
+        raise FinetunerServerError("The download was cut short", f"{n_bytes} of {expected} bytes")
+
+
+@contextmanager
+def _translated(url: str) -> Iterator[None]:
+    """Turn the network library's errors into ours, where they enter."""
+    try:
+        yield
+    except (requests.ConnectionError, requests.Timeout) as exc:
+        raise UnavailableError(
+            f"no Finetuner server answers at {url}; start one with `finetuner serve`, or set "
+            "FINETUNER_HOST to the address of a running one"
+        ) from exc
+    except requests.RequestException as exc:
+        raise FinetunerServerError(f"The call to {url} failed", str(exc)) from exc
+
+
+def _error_of(response: requests.Response) -> Exception:
+    if response.status_code == 401:
+        return AuthenticationRequiredError(
+            "this server asks for a token: set FINETUNER_TOKEN to yours, or call finetuner.login()"
+        )
+    try:
+        content = orjson.loads(response.content)
+        name, detail = content["error"], str(content["detail"])
+    except (ValueError, KeyError, TypeError):
+        name, detail = "", response.text[:500]
+    cls = error_class(name)
+    if cls is None or issubclass(cls, FinetunerServerError):
+        return FinetunerServerError("The server failed", detail, response.status_code)
+    return cls(detail)
+
+
+def run_path(run_name: str, view: str = "") -> str:
+    """Return the path of a run on the server."""
+    return f"/runs/{quote(run_name, safe='')}{view}"
+
+
+def experiment_path(name: str) -> str:
+    """Return the path of an experiment on the server."""
+    return f"/experiments/{quote(name, safe='')}"

@@ -1,0 +1,145 @@
+"""A run, as its user holds it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from finetuner.client import Client, run_path
+from finetuner.errors import RunFailedError, RunInProgressError
+
+
+class Run:
+    """One training run on the server.
+
+    :param client: The server.
+    :param record: What the server said of the run.
+    """
+
+    def __init__(self, client: Client, record: dict[str, Any]) -> None:
+        self._client = client
+        self._record = record
+
+    def __repr__(self) -> str:
+        return f"Run(name={self.name!r}, experiment_name={self.experiment_name!r})"
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return str(self._record["name"])
+
+    @property
+    def experiment_name(self) -> str:
+        """The experiment that it belongs to."""
+        return str(self._record["experiment_name"])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The run's settings."""
+        return dict(self._record["config"])
+
+    @property
+    def artifact_id(self) -> str:
+        """The id of the run's artifact: 24 hexadecimal digits.
+
+        :raises RunInProgressError: When the run is created or started.
+        :raises RunFailedError: When it failed.
+        """
+        self._check_finished()
+        return str(self._record["artifact_id"])
+
+    def _get(self, view: str) -> Any:
+        return self._client.get(run_path(self.name, view), experiment_name=self.experiment_name)
+
+    def _check_finished(self) -> None:
+        status = self.status()["status"]
+        if status == "FAILED":
+            raise RunFailedError(
+                "The run failed, please check the `logs` for detailed information."
+            )
+        if status != "FINISHED":
+            raise RunInProgressError("The run needs to be finished in order to save the artifact.")
+
+    def status(self) -> dict[str, str]:
+        """Return ``{'status': …, 'details': …}``: CREATED, STARTED, FINISHED or FAILED, and more words."""
+        return dict(self._get("/status"))
+
+    def logs(self) -> str:
+        """Return the log so far.
+
+        :raises RunPreparingError: When the run has not started.
+        """
+        return self._client.text(run_path(self.name, "/logs"), experiment_name=self.experiment_name)
+
+    def stream_logs(self, interval: float = 1.0) -> Iterator[str]:
+        """Yield the log's lines as they are written, until the run ends.
+
+        :param interval: Seconds between two looks while the run waits to start.
+        """
+        while self.status()["status"] == "CREATED":
+            time.sleep(interval)
+        yield from self._client.stream_lines(
+            run_path(self.name, "/logs"), experiment_name=self.experiment_name, follow="true"
+        )
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Return the metrics ``{'before': {…}, 'after': {…}}``; empty without an EvaluationCallback.
+
+        :raises RunInProgressError: When the run is created or started.
+        :raises RunFailedError: When it failed.
+        """
+        found = self._get("/metrics")
+        return {"before": found["before"], "after": found["after"]}
+
+    def example_results(self) -> dict[str, Any]:
+        """Return the matches of some queries, ``{'before': …, 'after': …}``, by evaluation.
+
+        Empty unless the EvaluationCallback had ``gather_examples=True``. Raises as :meth:`metrics`.
+        """
+        return dict(self._get("/examples"))
+
+    def display_metrics(self) -> None:
+        """Print the metrics before and after fine-tuning. Raises as :meth:`metrics`."""
+        for stage, metrics in self.metrics().items():
+            table = Table(
+                "Retrieval Metric", "Value", title=f"Retrieval metrics {stage} fine-tuning:"
+            )
+            for name, value in metrics.items():
+                table.add_row(name, f"{value:.5f}")
+            Console().print(table)
+
+    def display_examples(self, k: int = 5) -> None:
+        """Print the nearest matches of some queries before and after.
+
+        :param k: Matches a query. Raises as :meth:`metrics`.
+        """
+        for stage, evaluations in self.example_results().items():
+            table = Table("Query", "Match", "Same label", title=f"Results {stage} fine-tuning:")
+            for examples in evaluations.values():
+                for example in examples:
+                    for place, match in enumerate(example["results"][:k]):
+                        same = "✓" if match["label"] == example["label"] else ""
+                        table.add_row(example["query"] if not place else "", match["text"], same)
+            Console().print(table)
+
+    def save_artifact(self, directory: str = "artifacts/") -> str:
+        """Download the artifact.
+
+        :param directory: Made when it does not exist.
+        :returns: The zip's path, which ``finetuner.get_model`` takes.
+        :raises RunInProgressError: When the run is created or started.
+        :raises RunFailedError: When it failed.
+        """
+        self._check_finished()
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        destination = folder / f"{self.name}.zip"
+        self._client.download(
+            run_path(self.name, "/artifact"), destination, experiment_name=self.experiment_name
+        )
+        return str(destination)

@@ -1,0 +1,96 @@
+"""What several test modules share: a tiny model made on the spot, tiny data, one seed."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import string
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+_WORKSPACE = Path(tempfile.mkdtemp(prefix="finetuner-tests-"))
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    JINA_OPTOUT_TELEMETRY="1",
+    FINETUNER_WORKSPACE=str(_WORKSPACE),
+)
+
+from finetuner.data import LabelledTexts  # noqa: E402 - the environment comes first
+
+_TOPICS = (
+    "apple river stone cloud tiger piano bread winter engine garden mirror planet".split()  # noqa: SIM905
+)
+_PATTERNS = ("the {}", "a {} is here", "we like the {} of today", "look at this {} now")
+
+
+def pytest_sessionfinish():
+    shutil.rmtree(_WORKSPACE, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - libraries under test may use it
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory):
+    """A BERT of two layers with random weights, dim 32, 128 positions, pad id 0."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = string.ascii_lowercase + string.digits + string.punctuation
+    words = sorted({*_TOPICS, *" ".join(_PATTERNS).replace("{}", "").split()} - set(letters))
+    vocabulary = {
+        token: number
+        for number, token in enumerate([*special, *letters, *(f"##{c}" for c in letters), *words])
+    }
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(
+        ("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"])
+    )
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=128,
+        **dict(zip(names, special, strict=True)),
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_labelled():
+    """Twelve labels with four texts each that share one word."""
+    rows = [
+        (pattern.format(topic), str(number))
+        for number, topic in enumerate(_TOPICS)
+        for pattern in _PATTERNS
+    ]
+    return LabelledTexts(
+        [text for text, _ in rows],
+        [label for _, label in rows],
+        [f"d{i}" for i in range(len(rows))],
+    )
