@@ -78,7 +78,7 @@ def f1_score_at_k(relevance: Relevance, n_matches: Counts, n_relevant: Counts) -
 
 def hit_at_k(relevance: Relevance) -> Values:
     """1 when any match is relevant, else 0."""
-    return relevance.any(axis=1).astype(np.float64)
+    return np.asarray(relevance.any(axis=1).astype(np.float64))
 
 
 def r_precision(relevance: Relevance) -> Values:

@@ -224,7 +224,7 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
     :param folder: Must exist and be empty.
     """
     model = loaded.model
-    model.backbone.save_pretrained(folder)  # type: ignore[union-attr, operator]
+    model.backbone.save_pretrained(folder)  # type: ignore[operator]
     loaded.hf_tokenizer.backend_tokenizer.no_truncation()
     loaded.hf_tokenizer.backend_tokenizer.no_padding()
     loaded.hf_tokenizer.save_pretrained(folder)

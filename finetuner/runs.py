@@ -22,7 +22,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -350,7 +350,7 @@ class RunStore:
             "created_at": created.isoformat(timespec="seconds"),
         }
 
-    def list_experiments(self) -> list[dict[str, Any]]:
+    def list_experiments(self) -> Sequence[dict[str, Any]]:
         """Return all experiments by name."""
         if not self._root.is_dir():
             return []

@@ -163,12 +163,13 @@ def _build_scheduler(
     if options and name in _PLAIN_SCHEDULERS:
         raise ConfigError(f"scheduler {name} takes no option `{next(iter(options))}`")
     try:
-        return get_scheduler(
+        scheduler: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
             name,
             optimizer,
             num_warmup_steps=n_warmup,
             num_training_steps=n_steps,
             scheduler_specific_kwargs=options,
         )
+        return scheduler
     except (TypeError, ValueError) as exc:
         raise ConfigError(f"scheduler {name} refuses its options: {exc}") from exc
