@@ -38,11 +38,11 @@ def start_server(workspace: str, grpc_port: int, http_port: int) -> subprocess.P
     server = subprocess.Popen([sys.executable, *command, *ports])
     while server.poll() is None:
         try:
-            requests.get(f"http://127.0.0.1:{http_port}/", timeout=1)
+            if requests.get(f"http://127.0.0.1:{http_port}/readyz", timeout=5).ok:
+                return server
         except requests.RequestException:
-            time.sleep(0.2)
-        else:
-            return server
+            pass
+        time.sleep(0.2)
     raise SystemExit("the server did not start; its message stands above")
 
 

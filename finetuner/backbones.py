@@ -117,9 +117,10 @@ def _locate_on_disk(model: str, workspace: Path) -> Path | None:
         return folder
     backbone = find_backbone(model)
     names = [model] if backbone is None else [model, backbone.name, backbone.display_name]
-    models = (workspace / "models").resolve()
+    models = workspace / "models"
     for name in names:
-        candidate = (models / name).resolve()
+        # Not resolved: a link in `models` to another disk is what many will have there.
+        candidate = Path(os.path.normpath(models / name))
         if candidate.is_relative_to(models) and _is_model_folder(candidate):
             return candidate
     return (_locate_in_package(backbone) if backbone else None) or _locate_in_cache(model)

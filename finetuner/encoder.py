@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from finetuner.artifact import ONNX_GRAPH, Manifest, unpacked
 from finetuner.config import Device
-from finetuner.errors import ConfigError, CorruptedArtifact, DataError
+from finetuner.data import check_text
+from finetuner.errors import ConfigError, CorruptedArtifact
 from finetuner.tokens import Inputs, TextTokenizer
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Encoder:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         for number, text in enumerate(texts, start=1):
-            _check_text(text, number)
+            check_text(text, f"text {number}")
         token_ids = self.tokenizer.tokenize(texts)
         # Longest first: a batch that does not fit the memory then fails at once and not at the end.
         order = np.argsort([-len(ids) for ids in token_ids], kind="stable")
@@ -72,15 +73,6 @@ class Encoder:
             chosen = order[start : start + batch_size]
             vectors[chosen] = self.embed(self.tokenizer.pad([token_ids[i] for i in chosen]))
         return vectors
-
-
-def _check_text(text: object, number: int) -> None:
-    if not isinstance(text, str):
-        raise DataError(f"text {number} must be a string, got `{text!r}`"[:200])
-    try:
-        text.encode()
-    except UnicodeEncodeError as exc:
-        raise DataError(f"text {number} holds half a surrogate pair; it is no Unicode") from exc
 
 
 def torch_encoder(loaded: LoadedModel, *, name: str = "model") -> Encoder:

@@ -99,8 +99,9 @@ def _n_relevant(query_classes: Positions, index_classes: Positions, own: Positio
     known = index_classes[index_classes >= 0]
     counts = np.bincount(known, minlength=int(query_classes.max()) + 1)[query_classes]
     # The document that is left out counts only where it has the label that the query has.
-    relevant: Positions = counts - ((own >= 0) & (index_classes[own] == query_classes))
-    return relevant
+    rows = np.flatnonzero(own >= 0)
+    counts[rows] -= index_classes[own[rows]] == query_classes[rows]
+    return np.asarray(counts)
 
 
 def _own_places(queries: LabelledTexts, index: LabelledTexts, *, is_same: bool) -> Positions:

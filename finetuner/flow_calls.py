@@ -15,9 +15,9 @@ from finetuner.errors import (
     error_class,
 )
 from finetuner.schema import nearest
+from finetuner.wire import DRY_RUN
 
 _ERROR = 1  # StatusProto.ERROR
-_DRY_RUN = "_jina_dry_run_"
 # The HTTP paths, for gRPC clients: `/runs/NAME/status` is `/status` with the parameter run_name.
 _RUN_PATH = re.compile(r"/runs/(?P<run_name>[^/]+)(?P<view>/(status|logs|metrics|examples))?")
 _INTERNAL = "internal error; the server's log has it"
@@ -46,7 +46,7 @@ def admit(request: DataRequest, endpoints: set[str]) -> None:
         endpoint = match["view"] or "/run"
         request.parameters = {**request.parameters, "run_name": match["run_name"]}
         request.header.exec_endpoint = endpoint
-    if endpoint not in endpoints and endpoint != _DRY_RUN:
+    if endpoint not in endpoints and endpoint != DRY_RUN:
         known = sorted(name for name in endpoints if name.startswith("/"))
         raise EndpointNotFoundError(
             f"unknown endpoint `{endpoint}`{nearest(endpoint, known)} this Flow serves: "

@@ -33,7 +33,7 @@ from finetuner.hub_routes import add_hub_routes
 from finetuner.openapi import ENCODE_BODY, ENCODE_RESULT, ERROR, FIT_BODY, RUN, described
 from finetuner.runs import RunStore
 from finetuner.schema import nearest
-from finetuner.wire import json_document, packed_texts, read_json_document
+from finetuner.wire import DRY_RUN, json_document, packed_texts, read_json_document
 
 Call = Callable[[str, DocumentArray | None, dict[str, Any]], Awaitable[DocumentArray]]
 
@@ -114,6 +114,7 @@ def build_app(call: Call, workspace: Path) -> FastAPI:
         description="Fine-tune text embedding models, and encode with them.",
     )
     _add_error_handlers(app)
+    _add_health(app, call)
     _add_encode(app, call)
     _add_fit(app, call)
     _add_run_views(app, call)
@@ -147,9 +148,18 @@ def _add_error_handlers(app: FastAPI) -> None:
             500,
         )
 
+
+def _add_health(app: FastAPI, call: Call) -> None:
     @app.get("/", tags=["service"], summary="What this is")
     async def root() -> Response:
         return json_response({"name": "finetuner-flow", "version": __version__, "docs": "/docs"})
+
+    @app.get(
+        "/readyz", tags=["service"], summary="Whether all parts answer", responses={503: ERROR}
+    )
+    async def ready() -> Response:
+        await call(DRY_RUN, None, {})
+        return json_response({"ready": True})
 
 
 def _add_encode(app: FastAPI, call: Call) -> None:

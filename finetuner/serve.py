@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import rich
@@ -98,21 +99,35 @@ class Service:
         :param on_ready: Called once when all parts answer.
         :raises FinetunerServerError: When a part of the Flow does not start, or dies.
         """
+        self._handle_signals()
         try:
             with _quiet_console():
                 flow = self._flow.start()
         except Exception as exc:  # jina raises several kinds; each means that a part did not start
             raise FinetunerServerError("The Flow did not start", str(exc)) from exc
         try:
-            # After the start: the forked parts keep Jina's own handlers.
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: self._stopped.set())
-            on_ready()
+            if not self._stopped.is_set():
+                on_ready()
             while not self._stopped.wait(_WATCH_INTERVAL_S):
                 if dead := [name for name, process in _processes(flow) if not process.is_alive()]:
                     raise FinetunerServerError("A part of the Flow died", ", ".join(dead))
         finally:
             flow.close()
+
+    def _handle_signals(self) -> None:
+        """Note a signal from now on: one that came during the start would leave parts behind."""
+        main_process = os.getpid()
+
+        def note(number: int, _frame: FrameType | None) -> None:
+            if os.getpid() == main_process:
+                self._stopped.set()
+                return
+            # A part of the Flow that was forked a moment ago and has not set its own handler yet.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, note)
 
 
 @contextmanager

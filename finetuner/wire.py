@@ -17,6 +17,8 @@ from finetuner.data import check_text
 from finetuner.errors import ConfigError, DataError
 
 JSON = "application/json"
+# The endpoint that every executor of Jina has and that does nothing.
+DRY_RUN = "_jina_dry_run_"
 PACKED_TEXTS = "application/vnd.finetuner.texts+json"
 
 

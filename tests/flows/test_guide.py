@@ -121,5 +121,5 @@ def test_readme_example_gives_the_output_it_shows(server, environment, tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     figure = r"\d\.\d{3}"
     assert re.sub(figure, "0.000", result.stdout) == re.sub(figure, "0.000", shown)
-    before, after = re.findall(rf"'reciprocal_rank': ({figure})", result.stdout)
+    before, after = re.findall(rf"reciprocal rank \w+: ({figure})", result.stdout)
     assert float(after) > float(before)

@@ -69,7 +69,7 @@ class Served:
     def answers(self):
         assert self.process.poll() is None
         try:
-            return requests.get(f"{self.url}/", timeout=1).ok
+            return requests.get(f"{self.url}/readyz", timeout=5).ok
         except requests.RequestException:
             return False
 
@@ -99,7 +99,13 @@ def test_signal_stops_everything(workspace, number):
 
 def test_run_that_was_stopped_starts_again_with_the_service(workspace):
     server = Served(workspace)
-    body = {"model": "tiny", "train_data": ROWS, "run_name": "long", "epochs": 1000, "device": "cpu"}
+    body = {
+        "model": "tiny",
+        "train_data": ROWS,
+        "run_name": "long",
+        "epochs": 1000,
+        "device": "cpu",
+    }
     assert requests.post(f"{server.url}/fit", json=body, timeout=30).status_code == 201
     body = {**body, "run_name": "waiting", "epochs": 1}
     assert requests.post(f"{server.url}/fit", json=body, timeout=30).status_code == 201
@@ -123,20 +129,30 @@ def test_run_that_was_stopped_starts_again_with_the_service(workspace):
 
 def test_killed_worker_fails_its_run_with_the_cause(workspace):
     server = Served(workspace)
-    body = {"model": "tiny", "train_data": ROWS, "run_name": "long", "epochs": 1000, "device": "cpu"}
+    body = {
+        "model": "tiny",
+        "train_data": ROWS,
+        "run_name": "long",
+        "epochs": 1000,
+        "device": "cpu",
+    }
     requests.post(f"{server.url}/fit", json=body, timeout=30)
     run = RunStore(workspace).get("long")
     wait_until(lambda: "batch" in run.state().details)
     subprocess.run(["pkill", "-KILL", "-f", f"finetuner.worker {run.folder}"], check=True)
     wait_until(lambda: run.state().status is Status.FAILED)
 
-    assert run.state().details == "The worker was ended by SIGKILL (out of memory, or killed by hand)"
+    assert (
+        run.state().details == "The worker was ended by SIGKILL (out of memory, or killed by hand)"
+    )
     assert server.stop(signal.SIGTERM) == 0
 
 
 def test_dead_executor_ends_the_service(workspace):
     server = Served(workspace)
-    encoder = [pid for pid in group_members(server.process.pid) if pid != str(server.process.pid)][-1]
+    encoder = [pid for pid in group_members(server.process.pid) if pid != str(server.process.pid)][
+        -1
+    ]
     os.kill(int(encoder), signal.SIGKILL)
 
     assert server.process.wait(30) == 1

@@ -1,0 +1,258 @@
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import numpy as np
+import pytest
+import torch
+
+from finetuner.artifact import Manifest, pack
+from finetuner.config import Device
+from finetuner.encoder import Backend, Encoder, load_encoder, torch_encoder
+from finetuner.errors import ArtifactNotFound, ConfigError, CorruptedArtifact, DataError
+from finetuner.models import ModelOptions, load_model, save_model
+from finetuner.pooling import Pooler
+
+_TEXTS = [
+    "the apple",
+    "we like the river of today " * 3,
+    "a",
+    "",
+    "図書館 🚀",
+    "look at this tiger now",
+    "word " * 300,
+    "the apple",
+]
+
+
+@pytest.fixture
+def loaded(tiny_model_folder):
+    return load_model(tiny_model_folder)
+
+
+@pytest.fixture
+def encoder(loaded):
+    return torch_encoder(loaded)
+
+
+def _artifact(tiny_model_folder, tmp_path, *, has_onnx=False, pooler="mean", **options):
+    """Save a model, with its graph or with a file in place of it, and pack it."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    model_options = ModelOptions(pooler=Pooler(pooler), **options)
+    loaded = load_model(tiny_model_folder, model_options)
+    save_model(loaded, folder)
+    if has_onnx:
+        from finetuner.onnx_export import export_onnx
+
+        (folder / "onnx").mkdir()
+        export_onnx(folder, folder / "onnx" / "model.onnx", options=model_options)
+    manifest = Manifest(
+        run_name="my-run",
+        model="tiny",
+        dim=32,
+        pooler=pooler,
+        normalize=model_options.normalize,
+        max_length=loaded.max_length,
+        input_names=loaded.model.input_names,
+        metrics={},
+        has_onnx=has_onnx,
+        created_at="2024-01-02T03:04:05+00:00",
+    )
+    pack(folder, tmp_path / "my-run.zip", manifest=manifest)
+    return tmp_path / "my-run.zip", torch_encoder(loaded)
+
+
+def test_vectors_are_those_of_the_model(loaded, encoder):
+    expected = []
+    for text in _TEXTS:
+        inputs = loaded.tokenizer.pad(loaded.tokenizer.tokenize([text]))
+        with torch.no_grad():
+            expected.append(loaded.model(*map(torch.from_numpy, inputs.values()))[1][0].numpy())
+    vectors = encoder.encode(_TEXTS)
+    assert (vectors.dtype, vectors.shape) == (np.float32, (8, 32))
+    np.testing.assert_allclose(vectors, np.stack(expected), atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 100])
+def test_a_vector_does_not_depend_on_its_batch(encoder, batch_size):
+    alone = np.concatenate([encoder.encode([text]) for text in _TEXTS])
+    np.testing.assert_allclose(encoder.encode(_TEXTS, batch_size=batch_size), alone, atol=1e-6)
+
+
+def test_order_is_kept(encoder):
+    order = [6, 2, 0, 5, 1, 4, 3, 7]
+    shuffled = encoder.encode([_TEXTS[i] for i in order], batch_size=3)
+    np.testing.assert_allclose(shuffled, encoder.encode(_TEXTS)[order], atol=1e-6)
+    assert not np.allclose(shuffled, encoder.encode(_TEXTS), atol=1e-3)
+
+
+def test_texts_of_like_length_go_together(loaded):
+    shapes = []
+
+    def embed(inputs):
+        shapes.append(inputs["input_ids"].shape)
+        return np.zeros((len(inputs["input_ids"]), 32), dtype=np.float32)
+
+    texts = ["a " * n for n in (1, 9, 2, 8, 3)]
+    Encoder(loaded.tokenizer, embed, 32).encode(texts, batch_size=2)
+    assert shapes == [(2, 11), (2, 5), (1, 3)]
+
+
+def test_no_texts_give_no_vectors(encoder):
+    vectors = encoder.encode([])
+    assert (vectors.dtype, vectors.shape) == (np.float32, (0, 32))
+
+
+def test_a_long_text_is_cut(encoder):
+    long, longer = encoder.encode(["apple " * 500, "apple " * 900])
+    np.testing.assert_allclose(long, longer, atol=1e-6)
+
+
+def test_the_encoder_follows_the_model_and_leaves_it_in_evaluation_mode(loaded, encoder):
+    before = encoder.encode(_TEXTS)
+    loaded.model.train()
+    np.testing.assert_allclose(encoder.encode(_TEXTS), before, atol=1e-6)
+    assert loaded.model.training is False
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    assert not np.allclose(encoder.encode(_TEXTS), before, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["a", 3], "text 2: the text must be a string, got `3`"),
+        ([None], "text 1: the text must be a string, got `None`"),
+        ([b"a"], "text 1: the text must be a string, got `b'a'`"),
+        ([["a", "b"]], r"text 1: the text must be a string, got `\['a', 'b'\]`"),
+        (["a", "b", "\ud83d"], "text 3: the text holds half a surrogate pair; it is no Unicode"),
+    ],
+)
+def test_what_is_no_text_is_refused(encoder, texts, message):
+    with pytest.raises(DataError, match=message):
+        encoder.encode(texts)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_batch_size_below_one_is_refused(encoder, batch_size):
+    with pytest.raises(ConfigError, match=f"batch_size must be at least 1, got {batch_size}"):
+        encoder.encode(["a"], batch_size=batch_size)
+
+
+def test_what_an_encoder_says_of_itself(loaded):
+    encoder = torch_encoder(loaded, name="n")
+    assert (encoder.dim, encoder.name, encoder.backend, encoder.device) == (
+        32,
+        "n",
+        Backend.TORCH,
+        "cpu",
+    )
+
+
+def _encode_at_once(encoder, n_threads=4):
+    barrier = Barrier(n_threads)
+
+    def work(shift):
+        texts = _TEXTS[shift:] + _TEXTS[:shift]
+        barrier.wait(timeout=30)
+        return [np.roll(encoder.encode(texts, batch_size=3), shift, axis=0) for _ in range(5)]
+
+    with ThreadPoolExecutor(n_threads) as pool:
+        return [vectors for found in pool.map(work, range(n_threads)) for vectors in found]
+
+
+def test_threads_agree(encoder):
+    expected = encoder.encode(_TEXTS)
+    for vectors in _encode_at_once(encoder):
+        np.testing.assert_allclose(vectors, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", [Backend.AUTO, Backend.TORCH])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"pooler": "cls", "max_length": 10}, {"pooler": "max", "normalize": False}],
+)
+def test_the_encoder_of_an_artifact(tiny_model_folder, tmp_path, backend, options):
+    artifact, original = _artifact(tiny_model_folder, tmp_path, **options)
+    encoder = load_encoder(artifact, backend=backend)
+    artifact.unlink()  # its files are not needed any more
+    assert (encoder.dim, encoder.name, encoder.backend, encoder.device) == (
+        32,
+        "my-run",
+        Backend.TORCH,
+        "cpu",
+    )
+    np.testing.assert_array_equal(encoder.encode(_TEXTS), original.encode(_TEXTS))
+
+
+def test_the_encoder_of_a_folder(tiny_model_folder, tmp_path):
+    artifact, original = _artifact(tiny_model_folder, tmp_path)
+    shutil.unpack_archive(artifact, tmp_path / "by-hand")
+    encoder = load_encoder(tmp_path / "by-hand" / "my-run")
+    np.testing.assert_array_equal(encoder.encode(_TEXTS), original.encode(_TEXTS))
+
+
+def test_cuda_falls_back_to_the_cpu(tiny_model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    artifact, original = _artifact(tiny_model_folder, tmp_path)
+    encoder = load_encoder(artifact, device=Device.CUDA)
+    assert encoder.device == "cpu"
+    np.testing.assert_array_equal(encoder.encode(_TEXTS), original.encode(_TEXTS))
+
+
+def test_onnx_of_an_artifact_without_a_graph(tiny_model_folder, tmp_path):
+    artifact, _ = _artifact(tiny_model_folder, tmp_path)
+    with pytest.raises(CorruptedArtifact, match="the artifact of run `my-run` holds no ONNX graph"):
+        load_encoder(artifact, backend=Backend.ONNX)
+
+
+def test_no_artifact(tmp_path):
+    with pytest.raises(ArtifactNotFound, match="there is no artifact `.*nothing.zip`"):
+        load_encoder(tmp_path / "nothing.zip")
+
+
+def test_a_damaged_artifact(tiny_model_folder, tmp_path):
+    artifact, _ = _artifact(tiny_model_folder, tmp_path)
+    artifact.write_bytes(artifact.read_bytes()[:-30])
+    with pytest.raises(CorruptedArtifact, match="is not a zip file, or is damaged"):
+        load_encoder(artifact)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"pooler": "cls", "max_length": 10}, {"pooler": "max", "normalize": False}],
+)
+def test_the_onnx_encoder_of_an_artifact(tiny_model_folder, tmp_path, options, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    artifact, original = _artifact(tiny_model_folder, tmp_path, has_onnx=True, **options)
+    expected = original.encode(_TEXTS)
+    by_backend = {backend: load_encoder(artifact, backend=backend) for backend in Backend}
+    by_device = load_encoder(artifact, device=Device.CUDA)
+    with monkeypatch.context() as patch:
+        patch.setattr("finetuner.encoder.find_spec", lambda name: None)
+        without_runtime = load_encoder(artifact)
+    artifact.unlink()
+    found = {backend: encoder.backend for backend, encoder in by_backend.items()}
+    assert found == {
+        Backend.AUTO: Backend.ONNX,
+        Backend.TORCH: Backend.TORCH,
+        Backend.ONNX: Backend.ONNX,
+    }
+    assert without_runtime.backend is Backend.TORCH
+    assert {(e.dim, e.name, e.device) for e in by_backend.values()} == {(32, "my-run", "cpu")}
+    assert (by_device.backend, by_device.device) == (
+        Backend.ONNX,
+        "cuda" if torch.cuda.is_available() else "cpu",
+    )
+    for encoder in by_backend.values():
+        np.testing.assert_allclose(encoder.encode(_TEXTS), expected, atol=1e-4)
+    onnx = by_backend[Backend.ONNX]
+    vectors = onnx.encode([])
+    assert (vectors.dtype, vectors.shape) == (np.float32, (0, 32))
+    alone = np.concatenate([onnx.encode([text]) for text in _TEXTS])
+    np.testing.assert_allclose(onnx.encode(_TEXTS, batch_size=3), alone, atol=1e-6)
+    for vectors in _encode_at_once(onnx):
+        np.testing.assert_allclose(vectors, alone, atol=1e-6)

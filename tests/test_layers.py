@@ -1,0 +1,179 @@
+"""The rules of who imports whom, read from the sources."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[1]
+_PACKAGE = _ROOT / "finetuner"
+_EXECUTORS = _ROOT / "executors"
+_MAX_FUNCTION_LINES = 50
+
+# The core: each module imports only what stands to its left.
+ORDER = (
+    *("errors", "schema", "names", "callback", "config", "metrics", "files", "data", "wire"),
+    *("datastore", "backbones", "device", "pooling", "tokens", "models", "batching", "losses"),
+    *("training", "artifact", "onnx_export", "encoder", "evaluation", "runs", "encoder_cache"),
+    *("submission", "worklog", "worker", "supervisor", "run_api"),
+)
+# What `import finetuner` loads: at module level only a few light modules of the core.
+CLIENT = ("__init__", "api", "client", "cloud", "experiment", "hub", "run")
+LIGHT = ("errors", "schema", "names", "callback", "config", "files", "data", "backbones")
+# The edge: the gateway, the service and the command line.
+EDGE = ("cli", "flow_calls", "http_api", "hub_routes", "openapi", "serve")
+
+_MODULES = sorted(path.relative_to(_PACKAGE).as_posix()[:-3] for path in _PACKAGE.rglob("*.py"))
+_EXECUTOR_FILES = sorted(_EXECUTORS.rglob("*.py"))
+_FILES = [*sorted(_PACKAGE.rglob("*.py")), *_EXECUTOR_FILES]
+
+
+def _relative(path):
+    return path.relative_to(_ROOT).as_posix()
+
+
+def _parse(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _is_type_checking(node):
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+
+
+def _walk_module_level(node):
+    """Yield what runs when the module is imported: no function bodies, nothing for types alone."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if _is_type_checking(child):
+            continue
+        yield child
+        yield from _walk_module_level(child)
+
+
+def _imports(nodes):
+    """Return the dotted names that import statements name: `a.b` and `a.b.c` for `from a.b import c`."""
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+def _modules_of_package(names):
+    """Return the modules of finetuner among dotted names; `__init__` for what it defines itself.
+
+    A bare `import finetuner` is nothing: the package is loaded with each of its modules anyway.
+    """
+    found = set()
+    for name in names:
+        head, _, rest = name.partition(".")
+        if head == "finetuner" and rest:
+            module = rest.partition(".")[0]
+            found.add(module if module in _MODULES else "__init__")
+    return found
+
+
+def _heads(names):
+    return {name.partition(".")[0] for name in names}
+
+
+def test_every_module_is_in_one_list():
+    listed = [*ORDER, *CLIENT, *EDGE]
+    assert len(listed) == len(set(listed))
+    assert [module for module in _MODULES if module not in listed] == []
+
+
+@pytest.mark.parametrize("module", [module for module in ORDER if module in _MODULES])
+def test_a_core_module_imports_only_to_its_left(module):
+    imported = _modules_of_package(_imports(ast.walk(_parse(_PACKAGE / f"{module}.py"))))
+    allowed = ORDER[: ORDER.index(module)]
+    assert sorted(imported - set(allowed)) == []
+
+
+@pytest.mark.parametrize("module", [module for module in CLIENT if module in _MODULES])
+def test_a_client_module_loads_only_light_ones(module):
+    nodes = _walk_module_level(_parse(_PACKAGE / f"{module}.py"))
+    imported = _modules_of_package(_imports(nodes))
+    assert sorted(imported - set(LIGHT) - set(CLIENT)) == []
+
+
+@pytest.mark.parametrize("module", [m for m in (*ORDER, *CLIENT) if m in _MODULES])
+def test_neither_core_nor_client_import_jina_or_the_edge(module):
+    names = _imports(ast.walk(_parse(_PACKAGE / f"{module}.py")))
+    assert "jina" not in _heads(names)
+    assert sorted(_modules_of_package(names) & set(EDGE)) == []
+
+
+@pytest.mark.parametrize("path", _FILES, ids=_relative)
+def test_no_relative_imports(path):
+    assert [name for name in _imports(ast.walk(_parse(path))) if name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("path", _EXECUTOR_FILES, ids=_relative)
+def test_an_executor_imports_no_other(path):
+    others = {other.stem for other in _EXECUTOR_FILES if other.parent != path.parent}
+    heads = _heads(_imports(ast.walk(_parse(path))))
+    assert sorted(heads & (others | {"executors"})) == []
+
+
+@pytest.mark.parametrize("path", _FILES, ids=_relative)
+def test_no_pickle(path):
+    heads = _heads(_imports(ast.walk(_parse(path))))
+    assert sorted(heads & {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal"}) == []
+
+
+@pytest.mark.parametrize("path", _FILES, ids=_relative)
+def test_no_long_functions(path):
+    lengths = {
+        node.name: node.end_lineno - node.lineno + 1
+        for node in ast.walk(_parse(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    too_long = {name: length for name, length in lengths.items() if length > _MAX_FUNCTION_LINES}
+    assert too_long == {}
+
+
+def test_import_finetuner_is_light():
+    code = (
+        "import sys, finetuner; "
+        "print([n for n in ('torch', 'jina', 'transformers', 'onnxruntime') if n in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import finetuner", set()),
+        ("import finetuner.runs as r", {"runs"}),
+        ("from finetuner import runs", {"runs"}),
+        ("from finetuner import fit", {"__init__"}),
+        ("from finetuner.runs import Run", {"runs"}),
+        ("def f():\n    from finetuner.runs import Run", {"runs"}),
+        ("import finetunerx.runs\nimport other", set()),
+    ],
+)
+def test_how_imports_are_read(source, expected):
+    assert _modules_of_package(_imports(ast.walk(ast.parse(source)))) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("try:\n    import a\nexcept ImportError:\n    import b", {"a", "b"}),
+        ("def f():\n    import a", set()),
+        ("class A:\n    import a\n    def f(self):\n        import b", {"a"}),
+        ("if TYPE_CHECKING:\n    import a\nif x:\n    import b", {"b"}),
+    ],
+)
+def test_what_counts_as_module_level(source, expected):
+    assert _imports(_walk_module_level(ast.parse(source))) == expected
