@@ -73,12 +73,16 @@ class RunAPI:
 
     :param workspace: The volume.
     :param supervisor: Starts and ends workers.
+    :param allow_cpu_fallback: Whether a run that asks for a GPU may train on the CPU.
     """
 
-    def __init__(self, workspace: Path, supervisor: Supervisor) -> None:
+    def __init__(
+        self, workspace: Path, supervisor: Supervisor, *, allow_cpu_fallback: bool = True
+    ) -> None:
         self._workspace = workspace
         self._store = RunStore(workspace)
         self._supervisor = supervisor
+        self._allow_cpu_fallback = allow_cpu_fallback
         # The first optimizer that a process makes imports a second's worth of torch; `fit` answers
         # within one.
         check_training(RunConfig(model=""))
@@ -93,7 +97,7 @@ class RunAPI:
 
     def fit(self, request: dict[str, Any]) -> dict[str, Any]:
         """Create a run and put it into the queue."""
-        run = submit(request, self._workspace)
+        run = submit(request, self._workspace, allow_cpu_fallback=self._allow_cpu_fallback)
         self._supervisor.wake()
         return run.record()
 

@@ -11,6 +11,7 @@ from finetuner.callback import EvaluationCallback
 from finetuner.config import CallbackConfig, RunConfig
 from finetuner.data import LabelledTexts, from_rows, prepare_training
 from finetuner.datastore import DataStore
+from finetuner.device import resolve_device
 from finetuner.errors import ConfigError
 from finetuner.evaluation import EvaluationSet
 from finetuner.models import ModelOptions
@@ -19,12 +20,13 @@ from finetuner.schema import read
 from finetuner.training import check_training
 
 
-def submit(request: dict[str, Any], workspace: Path) -> Run:
+def submit(request: dict[str, Any], workspace: Path, *, allow_cpu_fallback: bool = True) -> Run:
     """Create a run from the body of a fit request, or refuse it.
 
     :param request: The fields of :class:`RunConfig`.
     :param workspace: The volume.
-    :raises ConfigError: When a setting is wrong.
+    :param allow_cpu_fallback: Take a request for a GPU where there is none; the run then warns.
+    :raises ConfigError: When a setting is wrong, or a GPU is asked for and refused.
     :raises DataError: When the data cannot train or evaluate.
     :raises DataNotFoundError, ModelNotFoundError: When a named thing does not exist.
     :raises RunExistsError: When the name is taken.
@@ -32,6 +34,11 @@ def submit(request: dict[str, Any], workspace: Path) -> Run:
     config = read(RunConfig, request, "fit")
     read(ModelOptions, config.model_options, "model_options")
     check_training(config)
+    _, warning = resolve_device(config.device)
+    if warning and not allow_cpu_fallback:
+        raise ConfigError(
+            "device='cuda' was asked for, and this server has no GPU: use device='cpu'"
+        )
     store = DataStore(workspace)
     data = {TRAIN_FILE: _texts(config.train_data, store, "train_data")}
     prepare_training(data[TRAIN_FILE])

@@ -22,14 +22,21 @@ os.environ.update(
 
 from finetuner.data import LabelledTexts  # noqa: E402 - the environment comes first
 
-_TOPICS = (
-    "apple river stone cloud tiger piano bread winter engine garden mirror planet".split()  # noqa: SIM905
-)
+_TOPICS = ("apple", "river", "stone", "cloud", "tiger", "piano")
+_TOPICS += ("bread", "winter", "engine", "garden", "mirror", "planet")
 _PATTERNS = ("the {}", "a {} is here", "we like the {} of today", "look at this {} now")
 
 
 def pytest_sessionfinish():
     shutil.rmtree(_WORKSPACE, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Let torch compute in one thread: several wait for each other on matrices this small."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -26,16 +26,22 @@ class FinetunerExecutor(Executor):
     :param workspace_dir: The volume shared with the gateway and the encoders; when None,
         ``FINETUNER_WORKSPACE``, else the user's data folder.
     :param max_parallel_runs: Runs that train at once; others wait.
+    :param allow_cpu_fallback: Whether a run that asks for a GPU may train on the CPU, with a warning,
+        where there is none; else it is refused.
     """
 
     def __init__(
-        self, workspace_dir: str | None = None, max_parallel_runs: int = 1, **kwargs: Any
+        self,
+        workspace_dir: str | None = None,
+        max_parallel_runs: int = 1,
+        allow_cpu_fallback: bool = True,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         unknown_arguments(self, kwargs)
         workspace = resolve_workspace(workspace_dir)
         self._supervisor = Supervisor(workspace, max_parallel_runs=max_parallel_runs)
-        self._api = RunAPI(workspace, self._supervisor)
+        self._api = RunAPI(workspace, self._supervisor, allow_cpu_fallback=allow_cpu_fallback)
         self._supervisor.start()
 
     @requests(on="/fit")

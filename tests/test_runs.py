@@ -1,0 +1,158 @@
+import dataclasses
+import subprocess
+import sys
+import time
+
+import pytest
+
+from finetuner.config import CallbackConfig, RunConfig
+from finetuner.data import from_rows, read_jsonl
+from finetuner.errors import (
+    ArtifactNotFound,
+    ConfigError,
+    ExperimentNotFoundError,
+    RunExistsError,
+    RunFailedError,
+    RunInProgressError,
+    RunNotFoundError,
+    RunPreparingError,
+)
+from finetuner.runs import RunStore, Status, append_metrics, read_metrics
+
+CONFIG = RunConfig(model="tiny", run_name="one", epochs=2, learning_rate=0.01)
+DATA = {"train.jsonl": from_rows([["a", 1], ["b", 1]])}
+
+
+@pytest.fixture
+def store(tmp_path):
+    return RunStore(tmp_path)
+
+
+@pytest.fixture
+def run(store):
+    return store.create(CONFIG, DATA)
+
+
+def test_new_run_awaits_execution(run):
+    assert run.state().answer() == {
+        "status": "CREATED",
+        "details": "Run submitted and awaits execution",
+    }
+    assert read_jsonl(run.folder / "data" / "train.jsonl") == DATA["train.jsonl"]
+    record = run.record()
+    assert len(record["artifact_id"]) == 24
+    assert record["config"]["learning_rate"] == 0.01
+
+
+def test_config_comes_back_as_it_was(store):
+    callback = CallbackConfig("EvaluationCallback", {"query_data": "q.da", "limit": 7})
+    config = dataclasses.replace(CONFIG, callbacks=(callback,), loss_options={"margin": 0.1})
+
+    assert store.create(config, DATA).config() == config
+
+
+def test_name_is_unique_in_its_experiment(store, run):
+    with pytest.raises(RunExistsError, match="already has a run `one`"):
+        store.create(CONFIG, DATA)
+    other = store.create(dataclasses.replace(CONFIG, experiment_name="other"), DATA)
+    assert [r.experiment_name for r in store.list()] == ["default", "other"]
+    assert store.list("other") == [other]
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "/etc", "a/b", "", ".hidden", "a\0b", "x" * 129])
+def test_names_cannot_leave_the_store(store, name):
+    with pytest.raises(ConfigError, match="is not allowed"):
+        store.get(name)
+    with pytest.raises(ConfigError, match="is not allowed"):
+        store.get("one", name)
+    with pytest.raises(ArtifactNotFound, match="no run and no artifact"):
+        store.find_artifact(name)
+
+
+def test_unknown_run_and_experiment(store):
+    with pytest.raises(RunNotFoundError, match="no run `x` in experiment `default`"):
+        store.get("x")
+    with pytest.raises(ExperimentNotFoundError, match="no experiment `x`"):
+        store.list("x")
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (Status.CREATED, RunInProgressError),
+        (Status.STARTED, RunInProgressError),
+        (Status.FAILED, RunFailedError),
+    ],
+)
+def test_no_artifact_before_the_end(store, run, status, error):
+    run.set_state(status, "")
+    for call in (run.metrics, run.examples, lambda: store.find_artifact("one")):
+        with pytest.raises(error, match="The run"):
+            call()
+
+
+def test_artifact_is_found_by_name_path_and_id(store, run):
+    run.set_state(Status.FINISHED, "")
+    for name in ("one", "default/one", run.spec()["artifact_id"]):
+        assert store.find_artifact(name) == run.artifact_path
+
+
+def test_logs_need_a_start(run):
+    with pytest.raises(RunPreparingError, match="logs will be ready to pull when `status` is"):
+        run.logs()
+    run.set_state(Status.STARTED, "")
+    assert run.logs() == ""
+    (run.folder / "log.txt").write_text("Done ✨\nmore\n", encoding="utf-8")
+    assert run.logs() == "Done ✨\nmore\n"
+    assert run.logs(offset=len("Done ✨\n".encode())) == "more\n"
+
+
+def test_metrics_before_after_and_by_epoch(run):
+    assert read_metrics(run.folder) == {"before": {}, "after": {}, "epochs": []}
+    append_metrics(run.folder, 0, {"hit_at_k": 0.5})
+    assert read_metrics(run.folder)["after"] == {}
+    append_metrics(run.folder, 1, {"hit_at_k": 0.75})
+    found = read_metrics(run.folder)
+    assert found["before"] == {"hit_at_k": 0.5}
+    assert found["after"] == {"hit_at_k": 0.75}
+    assert [line["epoch"] for line in found["epochs"]] == [0, 1]
+
+
+def test_lock_lives_as_long_as_its_process(run):
+    code = (
+        "import sys, pathlib, time\n"
+        "from finetuner.runs import Run\n"
+        "with Run(pathlib.Path(sys.argv[1])).locked():\n"
+        "    print('held', flush=True); time.sleep(60)\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(run.folder)], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    assert run.is_alive()
+    with pytest.raises(RunInProgressError, match="has a worker already"), run.locked():
+        pass
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    deadline = time.monotonic() + 5
+    while run.is_alive():
+        assert time.monotonic() < deadline
+    with run.locked():
+        assert run.is_alive()
+
+
+def test_delete_removes_the_folder(store, run):
+    store.delete(run)
+
+    assert store.list() == []
+    assert not run.folder.exists()
+
+
+def test_experiments(store, run):
+    store.create_experiment("second")
+    assert [e["name"] for e in store.list_experiments()] == ["default", "second"]
+    store.delete_experiment("second")
+    assert [e["name"] for e in store.list_experiments()] == ["default"]
+    with pytest.raises(ExperimentNotFoundError, match="no experiment `second`"):
+        store.delete_experiment("second")
