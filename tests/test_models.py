@@ -1,15 +1,17 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoModel, DistilBertConfig, DistilBertModel
 
 from finetuner.errors import ConfigError, ModelNotFoundError
 from finetuner.files import read_json, write_json
-from finetuner.models import ModelOptions, load_model, save_model
-from finetuner.pooling import Pooler
+from finetuner.models import EmbeddingModel, ModelOptions, load_model, save_model
+from finetuner.pooling import POOLERS, Pooler
 
 _TEXTS = ["the apple", "we like the river of today " * 4, "a", "図書館 🚀"]
 
@@ -96,6 +98,30 @@ def test_text_vectors_are_float32_under_autocast(tiny_model_folder, pooler):
     # The length is exact to 32 bit only when it is computed in 32 bit.
     np.testing.assert_allclose(np.linalg.norm(vectors.numpy(), axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(vectors.numpy(), _vectors(loaded), atol=0.03)
+
+
+class _HalfBackbone(torch.nn.Module):
+    """An encoder whose token vectors are in 16 bit, as many are under autocast."""
+
+    def __init__(self, tokens):
+        super().__init__()
+        self.tokens = tokens
+
+    def forward(self, input_ids, attention_mask):
+        return SimpleNamespace(last_hidden_state=self.tokens)
+
+
+def test_pooling_is_in_float32_when_tokens_are_not(monkeypatch):
+    def pooler(tokens, mask):  # a product of matrices is what autocast would do in 16 bit
+        return (mask.float().unsqueeze(1) @ tokens).squeeze(1)
+
+    monkeypatch.setitem(POOLERS, Pooler.MEAN, pooler)
+    tokens = torch.tensor([[[1.0, 0.0], [1 / 256, 0.0]]], dtype=torch.bfloat16)
+    model = EmbeddingModel(_HalfBackbone(tokens), pooler=Pooler.MEAN, normalize=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, vectors = model(torch.ones(1, 2), torch.ones(1, 2))
+    assert vectors.dtype == torch.float32
+    assert vectors.tolist() == [[1 + 1 / 256, 0.0]]  # 16 bit would round it to 1
 
 
 def test_the_model_is_loaded_in_float32_whatever_the_file_has(folder):
@@ -254,8 +280,12 @@ def test_saved_and_loaded_again_gives_the_same(tiny_model_folder, empty, options
     np.testing.assert_array_equal(_vectors(before), vectors)
 
 
-def test_what_a_saved_folder_holds(tiny_model_folder, empty):
-    save_model(load_model(tiny_model_folder, ModelOptions(pooler=Pooler.CLS, max_length=9)), empty)
+def test_what_a_saved_folder_holds(folder, empty):
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(7)
+    tokenizer.enable_padding(length=20)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    save_model(load_model(folder, ModelOptions(pooler=Pooler.CLS, max_length=9)), empty)
     files = {p.relative_to(empty).as_posix() for p in empty.rglob("*") if p.is_file()}
     assert files == {
         "1_Pooling/config.json",
