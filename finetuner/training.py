@@ -15,7 +15,7 @@ from finetuner.config import RunConfig
 from finetuner.data import TrainingData
 from finetuner.device import autocast
 from finetuner.errors import ConfigError, TrainingError
-from finetuner.losses import build_loss, build_optimizer
+from finetuner.losses import MetricLoss, build_loss, build_optimizer
 from finetuner.models import LoadedModel
 from finetuner.schema import nearest
 
@@ -56,24 +56,42 @@ class TrainingHooks:
 
 
 def check_training(config: RunConfig) -> None:
-    """Refuse now what would stop :func:`train` later.
+    """Refuse now what would stop :func:`train` later, by one step on a handful of numbers.
 
-    :raises ConfigError: When a loss, miner, optimizer or scheduler, or one of its options, is unknown.
+    :raises ConfigError: When a loss, miner, optimizer or scheduler, or one of its options, is unknown
+        or has a value that it cannot work with.
     """
-    build_loss(
-        config.loss,
-        config.loss_options,
-        miner=config.miner,
-        miner_options=config.miner_options,
+    loss_function = _build_loss(config)
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.nn.Parameter(torch.randn(8, 4, generator=generator))
+    optimizer = _build_optimizer(config, [embeddings, *loss_function.parameters()])
+    scheduler = _build_scheduler(config, optimizer, n_steps=1)
+    try:
+        loss_function(embeddings, torch.arange(8) // 2).backward()
+        optimizer.step()
+        scheduler.step()
+    except Exception as exc:  # a library may raise anything for a value of the wrong kind
+        raise ConfigError(
+            f"{config.loss}, {config.miner or 'no miner'} and {config.optimizer} cannot make a step "
+            f"with these options: {exc}"
+        ) from exc
+
+
+def _build_loss(config: RunConfig) -> MetricLoss:
+    return build_loss(
+        config.loss, config.loss_options, miner=config.miner, miner_options=config.miner_options
     )
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = build_optimizer(
+
+
+def _build_optimizer(
+    config: RunConfig, parameters: list[torch.nn.Parameter]
+) -> torch.optim.Optimizer:
+    return build_optimizer(
         config.optimizer,
-        [parameter],
+        parameters,
         learning_rate=config.resolved_learning_rate,
         options=config.optimizer_options,
     )
-    _build_scheduler(config, optimizer, n_steps=1)
 
 
 def train(
@@ -104,15 +122,9 @@ def train(
         sampler=config.sampler,
         seed=config.seed,
     )
-    loss_function = build_loss(
-        config.loss, config.loss_options, miner=config.miner, miner_options=config.miner_options
-    )
-    optimizer = build_optimizer(
-        config.optimizer,
-        model.parameters(),
-        learning_rate=config.resolved_learning_rate,
-        options=config.optimizer_options,
-    )
+    loss_function = _build_loss(config).to(device)
+    # A loss may have parameters of its own, such as a learnt margin.
+    optimizer = _build_optimizer(config, [*model.parameters(), *loss_function.parameters()])
     scheduler = _build_scheduler(config, optimizer, n_steps=config.epochs * len(plan.epoch(0)))
     for epoch in range(1, config.epochs + 1):
         model.train()

@@ -18,6 +18,14 @@ from finetuner.training import Progress, TrainingHooks, check_training, train
 _CPU = torch.device("cpu")
 
 
+class AsLoss(torch.nn.Module):
+    """A plain function in the place of a loss."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function
+
+
 def _config(**options):
     defaults = {
         "model": "tiny",
@@ -118,7 +126,7 @@ def test_progress_holds_the_mean_loss_of_the_epoch(loaded, data, monkeypatch):
     def constant(embeddings, classes):
         return embeddings.sum() * 0 + next(losses)
 
-    monkeypatch.setattr("finetuner.training.build_loss", lambda *args, **options: constant)
+    monkeypatch.setattr("finetuner.training.build_loss", lambda *args, **options: AsLoss(constant))
     recorder = _train(loaded, data, _config(epochs=2))
     assert [step.loss for step in recorder.steps] == [1.0, 0.75, 0.75, 8.0, 4.0, 3.0]
 
@@ -131,7 +139,7 @@ def test_a_batch_reaches_model_and_loss_together(loaded, data, monkeypatch):
         seen.append((embeddings.detach().numpy(), classes.numpy()))
         return embeddings.sum() * 0
 
-    monkeypatch.setattr("finetuner.training.build_loss", lambda *args, **options: note)
+    monkeypatch.setattr("finetuner.training.build_loss", lambda *args, **options: AsLoss(note))
     for module in loaded.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -200,7 +208,7 @@ def test_the_step_that_diverges_is_named(loaded, data, monkeypatch):
     def constant(embeddings, classes):
         return embeddings.sum() * 0 + next(losses)
 
-    monkeypatch.setattr("finetuner.training.build_loss", lambda *args, **options: constant)
+    monkeypatch.setattr("finetuner.training.build_loss", lambda *args, **options: AsLoss(constant))
     with pytest.raises(TrainingError, match="the loss became inf in step 2 of epoch 2;"):
         _train(loaded, data, _config(epochs=2))
 
@@ -245,7 +253,7 @@ def test_learning_rate_of_each_step(loaded, data, monkeypatch, scheduler, option
 def test_gradients_are_cut_to_length_one(loaded, data, monkeypatch):
     monkeypatch.setattr(
         "finetuner.training.build_loss",
-        lambda *args, **options: lambda embeddings, classes: embeddings[:, 0].sum() * 1e4,
+        lambda *args, **options: AsLoss(lambda embeddings, classes: embeddings[:, 0].sum() * 1e4),
     )
     before = _weights(loaded)
     config = _config(optimizer="SGD", learning_rate=0.01, batch_size=64)
@@ -320,3 +328,21 @@ def test_a_text_longer_than_the_model_takes_is_cut(loaded):
     data = prepare_training(LabelledTexts(texts, ["a", "a", "b", "b"], [None] * 4))
     recorder = _train(loaded, data, _config(batch_size=4))
     assert len(recorder.steps) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss_options": {"margin": "wide"}},
+        {"miner": "TripletMarginMiner", "miner_options": {"margin": "wide"}},
+        {"optimizer": "AdamW", "optimizer_options": {"betas": "x"}},
+    ],
+)
+def test_option_values_are_tried_before_a_run_exists(changes):
+    check_training(RunConfig(model="tiny"))
+    with pytest.raises(ConfigError, match="cannot make a step|refuses its options"):
+        check_training(RunConfig(model="tiny", **changes))
+
+
+def test_parameters_of_the_loss_are_trained():
+    check_training(RunConfig(model="tiny", loss="MarginLoss", loss_options={"learn_beta": True}))
