@@ -12,9 +12,10 @@ import os
 import shutil
 import struct
 import tempfile
+import threading
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -32,6 +33,7 @@ from finetuner.names import check_data_name
 _HEADER = struct.Struct(">BQ")
 _LENGTH = struct.Struct(">I")
 _MAX_DOCUMENT_BYTES = 64 * 2**20
+_PADDING_BYTES = 8192
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class DataStore:
 
     def __init__(self, workspace: Path) -> None:
         self._root = workspace / "data"
+        self._swapping = threading.Lock()
 
     def _folder(self, name: str) -> Path:
         # One level only: `a` and `a/b` must not lie in each other.
@@ -80,10 +83,12 @@ class DataStore:
                 created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             )
             _write_texts(documents, upload)
-            write_json(upload / "entry.json", entry.__dict__)
-            if folder.exists():
-                folder.rename(Path(temporary) / "replaced")
-            upload.rename(folder)
+            _pad(upload / "documents")
+            write_json(upload / "entry.json", asdict(entry))
+            with self._swapping:
+                if folder.exists():
+                    folder.rename(Path(temporary) / "replaced")
+                upload.rename(folder)
         sync_folder(self._root)
         return entry
 
@@ -116,7 +121,9 @@ class DataStore:
         :raises DataNotFoundError: When nothing has the name.
         """
         self.get(name)
-        shutil.rmtree(self._folder(name))
+        with tempfile.TemporaryDirectory(dir=self._root, prefix=".deleted-") as temporary:
+            # First out of sight at once, then file by file.
+            self._folder(name).rename(Path(temporary) / "deleted")
 
     def documents_path(self, name: str) -> Path:
         """Return the file that ``DocumentArray.pull`` reads.
@@ -138,6 +145,17 @@ class DataStore:
             reason = read_json(self._folder(name) / "no-texts.json")
             raise DataError(f"the stored data `{name}` cannot be used as texts: {reason}")
         return read_jsonl(path)
+
+
+def _pad(path: Path) -> None:
+    """Make a stream's length depend on its content, by bytes that docarray does not read.
+
+    ``DocumentArray.pull`` takes its cached copy of a name whenever the lengths agree, so data pushed
+    again with other labels would go unseen.
+    """
+    with path.open("r+b") as file:
+        checksum = zlib.crc32(file.read())
+        file.write(bytes(1 + checksum % _PADDING_BYTES))
 
 
 def _write_texts(documents: DocumentArray, folder: Path) -> None:
