@@ -5,9 +5,9 @@
 
 from docarray import DocumentArray
 
-train_data = DocumentArray.pull("quora_train.da")
-query_data = DocumentArray.pull("quora_query_dev.da")
-index_data = DocumentArray.pull("quora_index_dev.da")
+train_data = DocumentArray.pull('quora_train.da')
+query_data = DocumentArray.pull('quora_query_dev.da')
+index_data = DocumentArray.pull('quora_index_dev.da')
 
 train_data.summary()
 
@@ -19,20 +19,22 @@ finetuner.login()  # use finetuner.notebook_login() in Jupyter notebook or Googl
 
 # Start fine-tuning as a run within an experiment
 run = finetuner.fit(
-    model="bert-base-cased",
-    train_data="quora_train.da",
-    run_name="finetune-quora-dataset-bert-base-cased",
-    loss="TripletMarginLoss",
-    optimizer="Adam",
-    learning_rate=1e-5,
+    model='bert-base-cased',
+    train_data='quora_train.da',
+    run_name='finetune-quora-dataset-bert-base-cased',
+    loss='TripletMarginLoss',
+    optimizer='Adam',
+    learning_rate = 1e-5,
     epochs=3,
     batch_size=128,
-    device="cuda",
+    device='cuda',
     callbacks=[
         EvaluationCallback(
-            query_data="quora_query_dev.da", index_data="quora_index_dev.da", batch_size=32
+            query_data='quora_query_dev.da',
+            index_data='quora_index_dev.da',
+            batch_size=32
         )
-    ],
+    ]
 )
 
 print(run.status())
@@ -40,8 +42,8 @@ print(run.status())
 import finetuner
 
 finetuner.login()  # use finetuner.notebook_login() in Jupyter notebook or Google Colab
-run = finetuner.get_run("finetune-quora-dataset-bert-base-cased")
-print(f"Run status: {run.status()}")
+run = finetuner.get_run('finetune-quora-dataset-bert-base-cased')
+print(f'Run status: {run.status()}')
 
 # Here the guide waits, "since some runs might take up to several hours"; these two lines do.
 for _ in run.stream_logs():
@@ -50,17 +52,17 @@ for _ in run.stream_logs():
 import finetuner
 
 finetuner.login()  # use finetuner.notebook_login() in Jupyter notebook or Google Colab
-run = finetuner.get_run("finetune-quora-dataset-bert-base-cased")
-print(f"Run logs: {run.logs()}")
+run = finetuner.get_run('finetune-quora-dataset-bert-base-cased')
+print(f'Run logs: {run.logs()}')
 
-artifact = run.save_artifact("bert-model")
+artifact = run.save_artifact('bert-model')
 
 from docarray import Document, DocumentArray
 
 # Prepare some text to encode
-test_da = DocumentArray([Document(text="some text to encode")])
+test_da = DocumentArray([Document(text='some text to encode')])
 # Load model from artifact
-model = finetuner.get_model(artifact=artifact, device="cuda")
+model = finetuner.get_model(artifact=artifact, device='cuda')
 # Encoding will happen in-place in your `DocumentArray`
 finetuner.encode(model=model, data=test_da)
 print(test_da.embeddings.shape)

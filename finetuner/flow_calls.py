@@ -12,6 +12,7 @@ from finetuner.errors import (
     EndpointNotFoundError,
     FinetunerError,
     FinetunerServerError,
+    MalformedRequestError,
     error_class,
 )
 from finetuner.schema import nearest
@@ -40,11 +41,15 @@ def admit(request: DataRequest, endpoints: set[str]) -> None:
     :param request: From a client.
     :param endpoints: What the Flow's executors serve.
     :raises EndpointNotFoundError: When none serves the endpoint; Jina would echo the request.
+    :raises MalformedRequestError: When the parameters hold NaN or infinity.
     """
-    endpoint = request.header.exec_endpoint
+    try:
+        endpoint, parameters = request.header.exec_endpoint, request.parameters
+    except ValueError as exc:  # protobuf refuses NaN and infinity only when they are read
+        raise MalformedRequestError(f"the parameters cannot be read: {exc}") from exc
     if endpoint not in endpoints and (match := _RUN_PATH.fullmatch(endpoint)):
         endpoint = match["view"] or "/run"
-        request.parameters = {**request.parameters, "run_name": match["run_name"]}
+        request.parameters = {**parameters, "run_name": match["run_name"]}
         request.header.exec_endpoint = endpoint
     if endpoint not in endpoints and endpoint != DRY_RUN:
         known = sorted(name for name in endpoints if name.startswith("/"))

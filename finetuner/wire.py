@@ -51,9 +51,7 @@ def read_texts(docs: DocumentArray) -> list[str]:
     if holds(docs, PACKED_TEXTS):
         return list(orjson.loads(docs[0].blob))
     for number, document in enumerate(docs, start=1):
-        if not isinstance(document.text, str) or (
-            not document.text and document.content is not None
-        ):
+        if not document.text:  # on the wire an empty text and none at all are the same
             raise DataError(f"document {number} (`{document.id}`) has no text")
     return [check_text(doc.text, f"document {i}") for i, doc in enumerate(docs, start=1)]
 

@@ -1,5 +1,7 @@
 """The Flow's gateway: gRPC and HTTP over the same executors, with true errors on both."""
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -17,6 +19,8 @@ from finetuner.flow_calls import admit, clean, error_of, refusal, request_for
 from finetuner.http_api import build_app
 
 resolve_workspace = workspace_dir
+
+_DRAIN_TIMEOUT_S = 3.0
 
 
 class GuardedHandler:
@@ -83,6 +87,17 @@ class GuardedHandler:
             yield response
 
     stream = Call
+
+    async def close(self) -> None:
+        """Wait a while for requests in work, then close the connections to the executors.
+
+        A stream that broke while it was read counts as in work for ever with Jina's own handler,
+        which then keeps a core busy and the Flow from stopping.
+        """
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._handler.close(), _DRAIN_TIMEOUT_S)
+            return
+        await self._handler.streamer._connection_pool.close()
 
     async def process_single_data(self, request: DataRequest, context: Any = None) -> DataRequest:
         """Serve one request."""
