@@ -182,7 +182,8 @@ def _add_encode(app: FastAPI, call: Call) -> None:
             {"id": id_ or str(i), "text": text, "embedding": vector}
             for i, ((id_, text), vector) in enumerate(zip(rows, vectors, strict=True))
         ]
-        return json_response({"data": data, **docs[0].tags})
+        dim = vectors.shape[1]  # tags travel as doubles
+        return json_response({"data": data, **docs[0].tags, "dim": dim})
 
 
 def _list(value: Any) -> list[Any]:

@@ -85,7 +85,7 @@ class EncoderExecutor(Executor):
             self._thread, lambda: encoder.encode(texts, batch_size=batch_size)
         )
         if holds(docs, PACKED_TEXTS):
-            tags = {"artifact": encoder.name, "backend": encoder.backend.value, "dim": encoder.dim}
+            tags = {"artifact": encoder.name, "backend": encoder.backend.value}
             return packed_vectors(vectors, tags)
         if len(docs):
             docs.embeddings = vectors

@@ -1,0 +1,94 @@
+"""The EncoderExecutor in other people's Flows, through its manifests."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from docarray import Document, DocumentArray
+from jina import Executor, Flow
+from jina.excepts import BadServer, RuntimeFailToStart
+
+from finetuner.artifact import Manifest, pack
+from finetuner.encoder import load_encoder
+from finetuner.errors import ConfigError
+from finetuner.models import load_model, save_model
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = Path(__file__).parents[2]
+MANIFEST = str(REPOSITORY / "executors" / "encoder" / "config.yml")
+TEXTS = ["some text to encode", "a longer text than the first of them", "x"]
+
+
+@pytest.fixture(scope="module")
+def artifact(tiny_model_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    loaded = load_model(tiny_model_folder)
+    save_model(loaded, folder)
+    manifest = Manifest(
+        run_name="r",
+        model="tiny",
+        dim=loaded.model.dim,
+        pooler="mean",
+        normalize=True,
+        max_length=loaded.max_length,
+        input_names=loaded.model.input_names,
+        metrics={},
+        has_onnx=False,
+        created_at="",
+    )
+    path = tmp_path_factory.mktemp("artifact") / "r.zip"
+    pack(folder, path, manifest=manifest)
+    return path
+
+
+def test_top_manifest_in_anyones_flow(artifact):
+    code = (
+        "from jina import Flow, Document, DocumentArray\n"
+        f"flow = Flow().add(uses='config.yml', uses_with={{'artifact': {str(artifact)!r}}})\n"
+        "with flow:\n"
+        f"    docs = DocumentArray([Document(text=t) for t in {TEXTS!r}])\n"
+        "    docs = flow.post('/encode', docs)\n"
+        "print('SHAPE', docs.embeddings.shape, docs.embeddings.dtype)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "SHAPE (3, 32) float32" in result.stdout, result.stderr[-2000:]
+
+
+def test_vectors_are_those_of_the_encoder(artifact):
+    with Flow().add(uses=MANIFEST, uses_with={"artifact": str(artifact)}) as flow:
+        documents = flow.post("/encode", DocumentArray([Document(text=t) for t in TEXTS]))
+    np.testing.assert_allclose(
+        documents.embeddings, load_encoder(artifact).encode(TEXTS), atol=1e-6
+    )
+
+
+def test_without_an_artifact_a_request_must_name_one():
+    flow = Flow().add(uses=MANIFEST, quiet_error=True)
+    with flow, pytest.raises(BadServer, match="name the artifact: parameters="):
+        flow.post("/encode", DocumentArray([Document(text="x")]))
+
+
+@pytest.mark.parametrize(
+    "uses_with",
+    [{"artefact": "x.zip"}, {"artifact": "/nonexistent.zip"}, {"backend": "tensorflow"}],
+)
+def test_wrong_argument_stops_the_start(uses_with):
+    with (
+        pytest.raises(RuntimeFailToStart),
+        Flow().add(uses=MANIFEST, uses_with=uses_with, quiet_error=True),
+    ):
+        pass
+
+
+def test_unknown_argument_is_named():
+    with pytest.raises(ConfigError, match="EncoderExecutor does not know the argument `artefact`"):
+        Executor.load_config(MANIFEST, uses_with={"artefact": "x.zip"})

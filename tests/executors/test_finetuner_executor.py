@@ -1,0 +1,48 @@
+"""The FinetunerExecutor in a Flow with Jina's own gateway."""
+
+import time
+from pathlib import Path
+
+import orjson
+import pytest
+from docarray import Document, DocumentArray
+from jina import Executor, Flow
+from jina.excepts import BadServer
+
+from finetuner.errors import ConfigError
+
+pytestmark = pytest.mark.slow
+
+MANIFEST = str(Path(__file__).parents[2] / "executors" / "finetuner" / "config.yml")
+
+
+def test_fit_through_jinas_own_gateway(tmp_path, tiny_model_folder):
+    documents = DocumentArray(
+        [
+            Document(text=f"{form} {i}", tags={"finetuner_label": i})
+            for i in range(4)
+            for form in "abc"
+        ]
+    )
+    parameters = {"model": str(tiny_model_folder), "run_name": "r", "epochs": 1, "device": "cpu"}
+    flow = Flow().add(uses=MANIFEST, uses_with={"workspace_dir": str(tmp_path)}, quiet_error=True)
+    with flow:
+        run = orjson.loads(flow.post("/fit", documents, parameters=parameters)[0].text)
+        assert run["status"] == "CREATED"
+        deadline = time.monotonic() + 60
+        while True:
+            answer = flow.post("/status", DocumentArray([Document()]), parameters={"run_name": "r"})
+            state = orjson.loads(answer[0].text)
+            if state["status"] in ("FINISHED", "FAILED"):
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        with pytest.raises(BadServer, match="already has a run `r`"):
+            flow.post("/fit", documents, parameters=parameters)
+    assert state == {"status": "FINISHED", "details": "Run finished"}
+    assert (tmp_path / "runs" / "default" / "r" / "r.zip").is_file()
+
+
+def test_unknown_argument_is_named():
+    with pytest.raises(ConfigError, match="FinetunerExecutor does not know the argument `workers`"):
+        Executor.load_config(MANIFEST, uses_with={"workers": 2})

@@ -1,0 +1,187 @@
+"""The HTTP endpoints, stored data through docarray, and the same over gRPC."""
+
+import dataclasses
+import io
+import shutil
+import zipfile
+
+import numpy as np
+import orjson
+import pytest
+from docarray import Document, DocumentArray
+from jina import Client
+
+import finetuner
+from finetuner.callback import EvaluationCallback
+from finetuner.config import RunConfig
+from finetuner.errors import RunExistsError, RunFailedError, RunInProgressError
+
+pytestmark = pytest.mark.slow
+
+ROWS = [[f"{form} {topic}", topic] for topic in "abcdef" for form in ("one", "two", "three")]
+
+
+@pytest.fixture(autouse=True)
+def _client(server, monkeypatch):
+    monkeypatch.setenv("FINETUNER_HOST", server.url)
+    monkeypatch.setenv("JINA_HUBBLE_REGISTRY", server.url)
+    monkeypatch.setenv("JINA_AUTH_TOKEN", "none")
+
+
+def test_run_views(server, finished_run):
+    run = server.get("/runs/finished").json()
+    assert run == {**finished_run, "status": "FINISHED", "details": "Run finished"}
+    metrics = server.get("/runs/finished/metrics").json()
+    assert [len(metrics[stage]) for stage in ("before", "after", "epochs")] == [9, 9, 2]
+    logs = server.get("/runs/finished/logs").text
+    assert server.get("/runs/finished/logs?follow=true").text == logs
+    assert "Finished 🚀" in logs.rstrip().splitlines()[-1]
+    artifact = server.get("/runs/finished/artifact")
+    assert artifact.headers["content-type"] == "application/zip"
+    with zipfile.ZipFile(io.BytesIO(artifact.content)) as archive:
+        assert "finished/manifest.json" in archive.namelist()
+        assert orjson.loads(archive.read("finished/manifest.json"))["run_name"] == "finished"
+
+
+def test_encode_equals_get_model_and_keeps_ids_and_order(server, finished_run, tmp_path):
+    texts = ["one a", "a much longer text of many words", "", "x"]
+    model = finetuner.get_model(finetuner.get_run("finished").save_artifact(str(tmp_path)))
+    rows = [{"id": f"id{i}", "text": text} for i, text in enumerate(texts)]
+    for artifact in ("finished", "default/finished", finished_run["artifact_id"]):
+        answer = server.post("/encode", json={"data": rows, "parameters": {"artifact": artifact}})
+        data = answer.json()["data"]
+        assert [(row["id"], row["text"]) for row in data] == [(r["id"], r["text"]) for r in rows]
+        found = np.array([row["embedding"] for row in data], dtype=np.float32)
+        np.testing.assert_allclose(found, finetuner.encode(model, texts), atol=1e-5)
+    body = {"data": [], "parameters": {"artifact": "finished"}}
+    assert server.post("/encode", json=body).json() == {
+        "data": [],
+        "artifact": "finished",
+        "backend": "torch",
+        "dim": 32,
+    }
+
+
+def test_grpc_gives_what_http_gives(server, finished_run):
+    client = Client(port=server.grpc_port)
+    assert (
+        orjson.loads(client.post("/runs/finished")[0].text) == server.get("/runs/finished").json()
+    )
+    for view in ("status", "metrics"):
+        path = f"/runs/finished/{view}"
+        assert orjson.loads(client.post(path)[0].text) == server.get(path).json()
+    texts = DocumentArray([Document(text=f"text {i} " * (i % 7 + 1)) for i in range(250)])
+    body = {"data": texts.texts, "parameters": {"artifact": "finished"}}
+    over_http = [row["embedding"] for row in server.post("/encode", json=body).json()["data"]]
+    documents = client.post(
+        "/encode", texts, parameters={"artifact": "finished"}, results_in_order=True
+    )
+    np.testing.assert_allclose(documents.embeddings, over_http, atol=1e-6)
+    assert documents.texts == texts.texts
+
+
+def test_fit_over_grpc(server):
+    documents = DocumentArray(
+        [Document(text=text, tags={"finetuner_label": ord(label)}) for text, label in ROWS]
+    )
+    parameters = {"model": "tiny", "run_name": "grpc", "epochs": 1, "device": "cpu"}
+    answer = Client(port=server.grpc_port).post(
+        "/fit", documents, parameters=parameters, request_size=len(documents)
+    )
+    assert orjson.loads(answer[0].text)["status"] == "CREATED"
+    assert server.wait_until_ended("grpc")["status"] == "FINISHED"
+    server.delete("/runs/grpc")
+
+
+def test_client_from_fit_to_vectors(server, tmp_path):
+    pushed = DocumentArray([Document(text=t, tags={"finetuner_label": n}) for t, n in ROWS])
+    pushed.push("me/train.da")
+    assert "me/train.da" in DocumentArray.cloud_list()
+    pulled = DocumentArray.pull("me/train.da", local_cache=False)
+    assert pulled[:, ["id", "text"]] == pushed[:, ["id", "text"]]
+    run = finetuner.fit(
+        "tiny",
+        "me/train.da",
+        run_name="client",
+        experiment_name="exp",
+        epochs=1,
+        to_onnx=True,
+        callbacks=[EvaluationCallback(pulled, gather_examples=True, num_example_queries=2)],
+    )
+    assert run.status() == {
+        "status": "CREATED",
+        "details": "Run submitted and awaits execution",
+    }
+    with pytest.raises(RunInProgressError, match="needs to be finished in order to save"):
+        run.save_artifact(str(tmp_path))
+    with pytest.raises(RunExistsError, match="already has a run `client`"):
+        finetuner.fit("tiny", "me/train.da", run_name="client", experiment_name="exp")
+    assert "Finished" in list(run.stream_logs())[-1]
+    assert "there is no GPU here" in run.status()["details"]
+    assert sorted(run.metrics()) == ["after", "before"]
+    assert [len(run.example_results()[stage]["model"]) for stage in ("before", "after")] == [2, 2]
+    assert run.config["loss"] == "TripletMarginLoss"
+    artifact = run.save_artifact(str(tmp_path))
+    vectors = [
+        finetuner.encode(finetuner.get_model(artifact, is_onnx=is_onnx), ["one a", "x " * 50])
+        for is_onnx in (False, True)
+    ]
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-4)
+    assert [e.name for e in finetuner.list_experiments()] == ["default", "exp"]
+    assert [r.name for r in finetuner.get_experiment("exp").list_runs()] == ["client"]
+    finetuner.delete_run("client", "exp")
+    assert finetuner.list_runs("exp") == []
+    assert finetuner.delete_experiment("exp").name == "exp"
+    DocumentArray.cloud_delete("me/train.da")
+    assert DocumentArray.cloud_list() == []
+
+
+def test_data_pushed_again_are_seen_though_docarray_caches(server, monkeypatch, tmp_path):
+    monkeypatch.setattr("docarray.array.mixins.io.pushpull.__cache_path__", str(tmp_path))
+    for label in range(1, 6):
+        DocumentArray([Document(id="a", text="t", tags={"finetuner_label": label})]).push("x.da")
+        assert DocumentArray.pull("x.da")[0].tags["finetuner_label"] == label
+    DocumentArray.cloud_delete("x.da")
+
+
+def test_failed_run_tells_why_and_the_next_one_works(server, tiny_model_folder):
+    broken = server.workspace / "models" / "broken"
+    shutil.copytree(tiny_model_folder, broken)
+    (broken / "model.safetensors").write_bytes(b"\0" * 9)
+    for name, model in (("bad", "broken"), ("good", "tiny")):
+        body = {"model": model, "train_data": ROWS, "run_name": name, "epochs": 1}
+        assert server.post("/fit", json={**body, "device": "cpu"}).status_code == 201
+    assert server.wait_until_ended("good")["status"] == "FINISHED"
+    state = server.get("/runs/bad/status").json()
+    assert state["status"] == "FAILED"
+    assert state["details"].startswith("ModelNotFoundError: the model in `broken` cannot be loaded")
+    logs = server.get("/runs/bad/logs").text
+    assert logs.index("The run failed: ModelNotFoundError") < logs.index("Traceback")
+    assert server.get("/runs/bad/artifact").status_code == 409
+    run = finetuner.get_run("bad")
+    with pytest.raises(RunFailedError, match="please check the `logs`"):
+        run.metrics()
+    assert run.logs() == logs
+    for name in ("bad", "good"):
+        assert server.delete(f"/runs/{name}").status_code == 200
+
+
+def test_paging(server, finished_run):
+    for i in range(3):
+        body = {"model": "tiny", "train_data": ROWS, "run_name": f"p{i}", "epochs": 0}
+        server.post("/fit", json={**body, "experiment_name": "pages", "device": "cpu"})
+    page = server.get("/runs?experiment_name=pages&page=2&size=2").json()
+    assert ([run["name"] for run in page["items"]], page["total"]) == (["p2"], 3)
+    assert server.delete("/experiments/pages").json()["name"] == "pages"
+    assert server.get("/runs?experiment_name=pages").status_code == 404
+
+
+def test_description_is_that_of_the_code(server):
+    paths = server.get("/openapi.json").json()["paths"]
+    body = paths["/fit"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert set(body["properties"]) == {field.name for field in dataclasses.fields(RunConfig)}
+    options = body["properties"]["callbacks"]["items"]["oneOf"][0]["properties"]["options"]
+    assert set(options["properties"]) == {f.name for f in dataclasses.fields(EvaluationCallback)}
+    assert set(paths["/fit"]["post"]["responses"]) >= {"201", "400", "404", "409", "413", "422"}
+    assert {"/encode", "/runs", "/runs/{run_name}/logs", "/data/{name}"} <= set(paths)
+    assert server.get("/docs").status_code == 200
