@@ -77,7 +77,7 @@ class BatchPlan:
                 batch, waiting = self._take(waiting)
                 batches.append(batch)
         if waiting:
-            batches = _with_rest(batches, waiting)
+            batches = _with_rest(batches, waiting, batch_size=self.batch_size)
         return [np.concatenate(batches[i]) for i in generator.permutation(len(batches))]
 
     def _spread_groups(self, generator: np.random.Generator) -> list[Group]:
@@ -127,7 +127,9 @@ class BatchPlan:
         return batch, waiting
 
 
-def _with_rest(batches: list[list[Group]], rest: list[Group]) -> list[list[Group]]:
+def _with_rest(
+    batches: list[list[Group]], rest: list[Group], *, batch_size: int
+) -> list[list[Group]]:
     """Append what is left, levelled with the last batch, since a tiny batch teaches little."""
     if not batches:
         return [rest]
@@ -135,4 +137,6 @@ def _with_rest(batches: list[list[Group]], rest: list[Group]) -> list[list[Group
     sizes = np.cumsum([len(group) for group in joined])
     middle = int(np.searchsorted(sizes, sizes[-1] / 2)) + 1
     halves = [half for half in (joined[:middle], joined[middle:]) if half]
+    if any(sum(map(len, half)) > batch_size for half in halves):
+        return [*batches, rest]  # groups are not cut, so not every sum can be halved
     return [*batches[:-1], *halves]

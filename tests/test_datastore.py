@@ -1,0 +1,100 @@
+import gzip
+import io
+import struct
+
+import pytest
+from docarray import Document, DocumentArray
+
+from finetuner.datastore import DataStore, summary_of
+from finetuner.errors import ConfigError, DataError, DataNotFoundError
+
+DOCUMENTS = DocumentArray(
+    [Document(id=f"d{i}", text=f"text {i}", tags={"finetuner_label": i % 2}) for i in range(5)]
+)
+
+
+def stream(documents=DOCUMENTS):
+    return documents.to_bytes(protocol="protobuf", compress="gzip")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return DataStore(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["quora_train.da", "a", "a/b", "ns/x.y-z_1"])
+def test_what_is_put_can_be_got(store, name):
+    entry = store.put(name, io.BytesIO(stream()))
+    assert (entry.name, entry.n_documents) == (name, 5)
+    assert store.get(name) == entry
+    assert store.texts(name).texts == DOCUMENTS.texts
+    assert store.texts(name).labels == ["0", "1", "0", "1", "0"]
+    assert store.texts(name).ids == DOCUMENTS[:, "id"]
+    content = store.documents_path(name).read_bytes()
+    loaded = DocumentArray.load_binary(content, protocol="protobuf", compress="gzip")
+    assert loaded == DOCUMENTS
+    assert summary_of(entry)["metaData"]["summary"] == [{"name": "Length", "value": 5}]
+
+
+def test_names_lie_beside_each_other_and_are_replaced_and_deleted(store):
+    for name in ("a", "a/b"):
+        store.put(name, io.BytesIO(stream()))
+    store.put("a", io.BytesIO(stream(DOCUMENTS[:2])))
+    assert [(e.name, e.n_documents) for e in store.list()] == [("a", 2), ("a/b", 5)]
+    store.delete("a")
+    assert [entry.name for entry in store.list()] == ["a/b"]
+    for call in (store.get, store.delete, store.texts, store.documents_path):
+        with pytest.raises(DataNotFoundError, match="no stored data `a`; stored: a/b"):
+            call("a")
+
+
+def test_length_depends_on_the_content(store):
+    lengths = set()
+    for label in range(1, 9):
+        documents = DocumentArray([Document(id="a", text="t", tags={"finetuner_label": label})])
+        store.put("x", io.BytesIO(stream(documents)))
+        lengths.add(store.documents_path("x").stat().st_size)
+    assert len(lengths) == 8
+
+
+@pytest.mark.parametrize(
+    "name", ["..", "../x", "/x", "a/b/c", "a/../b", "", ".x", "a\0", "a//b", "a/"]
+)
+def test_names_cannot_leave_the_store(store, name):
+    with pytest.raises(ConfigError, match="the data name .* is not allowed"):
+        store.put(name, io.BytesIO(stream()))
+    assert store.list() == []
+
+
+def one_document(body):
+    return struct.pack(">BQI", 1, 1, len(body)) + body
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a DocumentArray as `push` sends it"),
+        (DOCUMENTS.to_bytes(protocol="pickle-array"), "pickle and other formats are refused"),
+        (DOCUMENTS.to_bytes(protocol="pickle", compress="gzip"), "no gzipped protobuf"),
+        (stream()[:-1], "the upload ends within document 5"),
+        (stream() + b"x", "goes on behind its last document"),
+        (one_document(b"no gzip"), "document 1 of the upload is no gzipped protobuf"),
+        (
+            one_document(gzip.compress(b"\xff" * 40)),
+            "document 1 of the upload is no gzipped protobuf",
+        ),
+        (one_document(gzip.compress(bytes(65 * 2**20))), "larger than 67108864 bytes"),
+        (struct.pack(">BQI", 1, 1, 2**32 - 1) + b"x", "or the document is too large"),
+    ],
+)
+def test_other_streams_are_refused_and_leave_nothing(store, tmp_path, content, message):
+    with pytest.raises(DataError, match=message):
+        store.put("x", io.BytesIO(content))
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_documents_without_text_are_kept_but_are_no_texts(store):
+    store.put("images", io.BytesIO(stream(DocumentArray([Document(uri="a.png")]))))
+    assert store.get("images").n_documents == 1
+    with pytest.raises(DataError, match="`images` cannot be used as texts: document 1"):
+        store.texts("images")
