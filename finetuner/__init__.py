@@ -15,8 +15,6 @@ from docarray import Document, DocumentArray
 
 from finetuner import callback
 from finetuner.api import (
-    build_model,
-    cos_sim,
     create_experiment,
     create_run,
     create_training_run,
@@ -24,24 +22,28 @@ from finetuner.api import (
     delete_experiments,
     delete_run,
     delete_runs,
-    describe_models,
-    encode,
     fit,
     get_experiment,
-    get_model,
     get_run,
     get_token,
     list_callbacks,
     list_experiments,
-    list_model_options,
-    list_models,
     list_runs,
     login,
     notebook_login,
 )
 from finetuner.client import point_docarray_here
-from finetuner.data import CSVOptions
+from finetuner.csv_file import CSVOptions
 from finetuner.experiment import Experiment
+from finetuner.inference import (
+    build_model,
+    cos_sim,
+    describe_models,
+    encode,
+    get_model,
+    list_model_options,
+    list_models,
+)
 from finetuner.run import Run
 
 __all__ = [

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 from docarray import DocumentArray
-from numpy.typing import ArrayLike, NDArray
 
-from finetuner.backbones import BACKBONES
 from finetuner.callback import CALLBACKS
 from finetuner.client import Client, experiment_path, point_docarray_here, token
-from finetuner.config import DEFAULT_EXPERIMENT, workspace_dir
-from finetuner.data import CSVOptions
+from finetuner.config import DEFAULT_EXPERIMENT
+from finetuner.csv_file import CSVOptions
 from finetuner.errors import AuthenticationRequiredError, ConfigError
 from finetuner.experiment import Data, Experiment
 from finetuner.experiment import create_experiment as _create_experiment
 from finetuner.run import Run
 
 if TYPE_CHECKING:
-    from finetuner.encoder import Encoder
+    pass
 
 _client = Client()
 Texts = TypeVar("Texts", DocumentArray, Sequence[str])
@@ -251,139 +246,3 @@ def delete_experiments() -> list[Experiment]:
 def list_callbacks() -> list[str]:
     """Return the names of the callbacks."""
     return list(CALLBACKS)
-
-
-def list_models() -> list[str]:
-    """Return the display names of the known backbones; any other encoder goes by its id."""
-    return [backbone.display_name for backbone in BACKBONES]
-
-
-def list_model_options() -> dict[str, list[dict[str, Any]]]:
-    """Return, for each known backbone, what ``model_options`` takes."""
-    options: list[dict[str, Any]] = [
-        {"name": "pooler", "type": "mean | cls | max", "required": False, "default": "mean"},
-        {"name": "max_length", "type": "int", "required": False, "default": None},
-        {"name": "normalize", "type": "bool", "required": False, "default": True},
-    ]
-    return {name: [dict(option) for option in options] for name in list_models()}
-
-
-def describe_models(task: str | None = None) -> None:
-    """Print the known backbones as a table.
-
-    :param task: Only ``text-to-text`` exists; any other prints an empty table.
-    """
-    from rich.console import Console
-    from rich.table import Table
-
-    columns = ("name", "task", "output_dim", "architecture", "description")
-    table = Table(*columns, title="Finetuner backbones: text-to-text")
-    for row in BACKBONES:
-        if task in (None, row.task):
-            table.add_row(
-                row.display_name, row.task, str(row.output_dim), row.architecture, row.description
-            )
-    Console().print(table)
-
-
-def get_model(
-    artifact: str,
-    token: str | None = None,
-    batch_size: int = 32,
-    select_model: str | None = None,
-    device: str | None = None,
-    logging_level: str = "WARNING",
-    is_onnx: bool = False,
-) -> Encoder:
-    """Load a fine-tuned model.
-
-    :param artifact: The zip of ``run.save_artifact()``, or the folder inside one.
-    :param token: Accepted and not used, as are ``batch_size``, ``select_model``, ``logging_level``.
-    :param device: ``cpu`` or ``cuda``; cuda where there is one when None.
-    :param is_onnx: Run the artifact's ONNX graph.
-    :raises ArtifactNotFound: When nothing is there.
-    :raises CorruptedArtifact: When it is damaged, or has no ONNX graph though ``is_onnx`` was given.
-    """
-    from finetuner.encoder import Backend, load_encoder
-
-    backend = Backend.ONNX if is_onnx else Backend.TORCH
-    return load_encoder(Path(artifact), backend=backend, device=_device(device))
-
-
-def build_model(
-    name: str,
-    model_options: dict[str, Any] | None = None,
-    batch_size: int = 32,
-    select_model: str | None = None,
-    device: str | None = None,
-    is_onnx: bool = False,
-) -> Encoder:
-    """Load a backbone that was not fine-tuned, looked for on this machine and then on the hub.
-
-    :param name: As ``model`` of :func:`fit`.
-    :param model_options: As there.
-    :param batch_size: Accepted and not used, as is ``select_model``.
-    :param device: As in :func:`get_model`.
-    :param is_onnx: Not available for backbones.
-    :raises ModelNotFoundError: When it is found nowhere.
-    :raises ConfigError: When an option is wrong, or ``is_onnx`` was given.
-    """
-    from finetuner.backbones import locate
-    from finetuner.device import resolve_device
-    from finetuner.encoder import torch_encoder
-    from finetuner.models import ModelOptions, load_model
-    from finetuner.schema import read
-
-    if is_onnx:
-        raise ConfigError("a backbone has no ONNX graph; fit with to_onnx=True and use get_model")
-    options = read(ModelOptions, model_options or {}, "model_options")
-    loaded = load_model(locate(name, workspace_dir()), options)
-    loaded.model.to(resolve_device(_device(device))[0])
-    return torch_encoder(loaded, name=name)
-
-
-def _device(device: str | None) -> Any:
-    import torch
-
-    from finetuner.config import Device
-    from finetuner.device import resolve_device
-    from finetuner.schema import convert
-
-    if device is None:
-        return Device.CUDA if torch.cuda.is_available() else Device.CPU
-    chosen = convert(Device, device, "device")
-    _, warning = resolve_device(chosen)
-    if warning:
-        warnings.warn(warning, RuntimeWarning, stacklevel=3)
-        return Device.CPU
-    return chosen
-
-
-def encode(model: Encoder, data: Any, batch_size: int = 32) -> Any:
-    """Embed texts.
-
-    :param model: What :func:`get_model` or :func:`build_model` gave.
-    :param data: A DocumentArray, whose embeddings are filled in place, or a list of strings.
-    :param batch_size: Texts embedded at once, at least 1.
-    :returns: The DocumentArray, or *Shape:* ``(n_texts, dim)`` float32; ``(0, dim)`` for no texts.
-    :raises DataError: When a document has no text, or an item is no string.
-    """
-    if not isinstance(data, DocumentArray):
-        return model.encode(data, batch_size=batch_size)
-    if len(data):
-        from finetuner.wire import read_texts
-
-        data.embeddings = model.encode(read_texts(data), batch_size=batch_size)
-    return data
-
-
-def cos_sim(a: ArrayLike, b: ArrayLike) -> float:
-    """Return the cosine of the angle between two vectors, -1 to 1; 0 when one has no length.
-
-    :param a: *Shape:* ``(dim,)``.
-    :param b: *Shape:* ``(dim,)``.
-    """
-    left: NDArray[np.float64] = np.asarray(a, dtype=np.float64).ravel()
-    right: NDArray[np.float64] = np.asarray(b, dtype=np.float64).ravel()
-    lengths = float(np.linalg.norm(left) * np.linalg.norm(right))
-    return float(left @ right) / lengths if lengths else 0.0

@@ -9,7 +9,7 @@ from pathlib import Path
 from finetuner.config import Device
 from finetuner.encoder import Backend, Encoder, load_encoder
 from finetuner.errors import ConfigError
-from finetuner.runs import RunStore
+from finetuner.run_store import RunStore
 
 
 class EncoderCache:

@@ -10,7 +10,8 @@ from typing import Any
 from docarray import DocumentArray
 
 from finetuner.client import Client, experiment_path, run_path
-from finetuner.data import CSVOptions, from_documents, read_csv
+from finetuner.csv_file import CSVOptions, read_csv
+from finetuner.data import from_documents
 from finetuner.errors import ConfigError
 from finetuner.run import Run
 

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import orjson
 from docarray import DocumentArray
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
@@ -26,79 +25,18 @@ from finetuner.errors import (
     DataError,
     EndpointNotFoundError,
     FinetunerError,
-    MalformedRequestError,
-    TooLargeError,
 )
+from finetuner.http_messages import error_response, json_response, query, read_body
 from finetuner.hub_routes import add_hub_routes
 from finetuner.openapi import ENCODE_BODY, ENCODE_RESULT, ERROR, FIT_BODY, RUN, described
-from finetuner.runs import RunStore
+from finetuner.run_store import RunStore
 from finetuner.schema import nearest
 from finetuner.wire import DRY_RUN, json_document, packed_texts, read_json_document
 
 Call = Callable[[str, DocumentArray | None, dict[str, Any]], Awaitable[DocumentArray]]
 
 logger = logging.getLogger(__name__)
-MAX_BODY_BYTES = 32 * 2**20
 _FOLLOW_INTERVAL_S = 0.5
-
-
-def json_response(value: Any, status_code: int = 200) -> Response:
-    """Answer with JSON; float32 arrays keep their short decimal form."""
-    return Response(
-        orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY),
-        status_code,
-        media_type="application/json",
-    )
-
-
-def error_response(error: FinetunerError) -> Response:
-    """Answer with the error's own status code, its name and its sentence."""
-    content = {"error": type(error).__name__, "detail": str(error)}
-    return json_response(content, error.http_status)
-
-
-async def read_body(request: Request, known: tuple[str, ...] | None = None) -> dict[str, Any]:
-    """Return a request's JSON object.
-
-    :param request: The request.
-    :param known: The fields allowed, when nothing behind checks them.
-    :raises TooLargeError: When it is longer than 32 MiB.
-    :raises MalformedRequestError: When it is no JSON object in UTF-8.
-    :raises ConfigError: When a field is unknown.
-    """
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise TooLargeError(
-                f"the body is longer than {MAX_BODY_BYTES} bytes; store the data with "
-                "`DocumentArray.push` and send their name"
-            )
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as exc:
-        raise MalformedRequestError(f"the body is no JSON in UTF-8: {exc}") from exc
-    if not isinstance(value, dict):
-        raise MalformedRequestError("the body must be a JSON object")
-    for key in value:
-        if known is not None and key not in known:
-            raise ConfigError(
-                f"unknown field `{key}`{nearest(key, known)} known: {', '.join(known)}"
-            )
-    return value
-
-
-def query(request: Request, *known: str) -> dict[str, Any]:
-    """Return the query parameters.
-
-    :raises ConfigError: When one is unknown.
-    """
-    for key in request.query_params:
-        if key not in known:
-            raise ConfigError(
-                f"unknown query field `{key}`{nearest(key, known)} known: {', '.join(known) or 'none'}"
-            )
-    return dict(request.query_params)
 
 
 def build_app(call: Call, workspace: Path) -> FastAPI:

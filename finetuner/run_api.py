@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from finetuner.config import DEFAULT_EXPERIMENT, RunConfig
 from finetuner.data import from_documents
 from finetuner.errors import ConfigError
-from finetuner.runs import Run, RunStore, Status
+from finetuner.run_store import RunStore
+from finetuner.runs import Run, Status
 from finetuner.schema import documented, read
 from finetuner.submission import submit
 from finetuner.supervisor import Supervisor

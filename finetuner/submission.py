@@ -15,7 +15,8 @@ from finetuner.device import resolve_device
 from finetuner.errors import ConfigError
 from finetuner.evaluation import EvaluationSet
 from finetuner.models import ModelOptions
-from finetuner.runs import TRAIN_FILE, Run, RunStore, evaluation_file
+from finetuner.run_store import RunStore
+from finetuner.runs import TRAIN_FILE, Run, evaluation_file
 from finetuner.schema import read
 from finetuner.training import check_training
 

@@ -11,7 +11,8 @@ import threading
 from pathlib import Path
 
 import finetuner
-from finetuner.runs import Run, RunStore, Status
+from finetuner.run_store import RunStore
+from finetuner.runs import Run, Status
 
 logger = logging.getLogger(__name__)
 _TICK_S = 0.2

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 from docarray import Document, DocumentArray
 
+from finetuner.csv_file import CSVOptions, read_csv
 from finetuner.data import (
-    CSVOptions,
     from_documents,
     from_rows,
     normalise_label,
     prepare_training,
-    read_csv,
     read_jsonl,
     write_jsonl,
 )

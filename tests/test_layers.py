@@ -14,16 +14,29 @@ _MAX_FUNCTION_LINES = 50
 
 # The core: each module imports only what stands to its left.
 ORDER = (
-    *("errors", "schema", "names", "callback", "config", "metrics", "files", "data", "wire"),
+    *(
+        "errors",
+        "schema",
+        "names",
+        "callback",
+        "config",
+        "metrics",
+        "files",
+        "data",
+        "csv_file",
+        "wire",
+    ),
     *("datastore", "backbones", "device", "pooling", "tokens", "models", "batching", "losses"),
-    *("training", "artifact", "onnx_export", "encoder", "evaluation", "runs", "encoder_cache"),
-    *("submission", "worklog", "worker", "supervisor", "run_api"),
+    *("training", "artifact", "onnx_export", "encoder", "evaluation", "runs", "run_store"),
+    *("encoder_cache", "submission", "worklog", "worker", "supervisor", "run_api"),
 )
 # What `import finetuner` loads: at module level only a few light modules of the core.
-CLIENT = ("__init__", "api", "client", "cloud", "experiment", "hub", "run")
-LIGHT = ("errors", "schema", "names", "callback", "config", "files", "data", "backbones")
+CLIENT = ("__init__", "api", "client", "experiment", "inference", "run")
+LIGHT = (
+    *("errors", "schema", "names", "callback", "config", "files", "data", "csv_file", "backbones"),
+)
 # The edge: the gateway, the service and the command line.
-EDGE = ("cli", "flow_calls", "http_api", "hub_routes", "openapi", "serve")
+EDGE = ("cli", "flow_calls", "http_api", "http_messages", "hub_routes", "openapi", "serve")
 
 _MODULES = sorted(path.relative_to(_PACKAGE).as_posix()[:-3] for path in _PACKAGE.rglob("*.py"))
 _EXECUTOR_FILES = sorted(_EXECUTORS.rglob("*.py"))

@@ -17,7 +17,8 @@ from finetuner.errors import (
     RunNotFoundError,
     RunPreparingError,
 )
-from finetuner.runs import RunStore, Status, append_metrics, read_metrics
+from finetuner.run_store import RunStore
+from finetuner.runs import Status, append_metrics, read_metrics
 
 CONFIG = RunConfig(model="tiny", run_name="one", epochs=2, learning_rate=0.01)
 DATA = {"train.jsonl": from_rows([["a", 1], ["b", 1]])}

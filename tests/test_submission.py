@@ -2,7 +2,8 @@ import pytest
 
 from finetuner.data import read_jsonl
 from finetuner.errors import ConfigError, DataError, DataNotFoundError, ModelNotFoundError
-from finetuner.runs import RunStore, Status
+from finetuner.run_store import RunStore
+from finetuner.runs import Status
 from finetuner.submission import submit
 
 ROWS = [["a", 1], ["b", "1"], ["c", 2.0], {"text": "d", "label": 2}]

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from finetuner.runs import RunStore, Status
+from finetuner.run_store import RunStore
+from finetuner.runs import Status
 
 pytestmark = pytest.mark.slow
 

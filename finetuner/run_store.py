@@ -1,0 +1,162 @@
+"""The runs of a volume: created as a whole, found by name or artifact id, listed, deleted."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from finetuner.config import DEFAULT_EXPERIMENT, RunConfig
+from finetuner.data import LabelledTexts, write_jsonl
+from finetuner.errors import (
+    ArtifactNotFound,
+    ConfigError,
+    ExperimentNotFoundError,
+    RunExistsError,
+    RunNotFoundError,
+)
+from finetuner.files import sync_folder, write_json
+from finetuner.names import check_name
+from finetuner.runs import SUBMITTED, Run, State, Status
+
+
+class RunStore:
+    """The runs of one volume.
+
+    :param workspace: The volume; its folder ``runs`` is made when needed.
+    """
+
+    def __init__(self, workspace: Path) -> None:
+        self._root = workspace / "runs"
+
+    def create(self, config: RunConfig, data: dict[str, LabelledTexts]) -> Run:
+        """Write a new run's folder; it appears as a whole.
+
+        :param config: The settings; ``train_data`` says where the data came from, for people.
+        :param data: The texts, by file name within ``data/``.
+        :raises RunExistsError: When the experiment has a run of that name.
+        """
+        experiment = self.create_experiment(config.experiment_name)
+        folder = experiment / config.run_name
+        if folder.exists():
+            raise self._exists(config)
+        with tempfile.TemporaryDirectory(dir=self._root, prefix=".new-") as temporary:
+            new = Path(temporary) / config.run_name
+            (new / "data").mkdir(parents=True)
+            for name, texts in data.items():
+                write_jsonl(texts, new / "data" / name)
+            spec = {
+                "artifact_id": secrets.token_hex(12),
+                "created_at": datetime.now(UTC).isoformat(timespec="microseconds"),
+                "description": config.description,
+                "config": asdict(config),
+            }
+            write_json(new / "spec.json", spec)
+            write_json(new / "state.json", asdict(State(Status.CREATED, SUBMITTED)))
+            try:
+                new.rename(folder)
+            except OSError as exc:  # another request took the name meanwhile
+                raise self._exists(config) from exc
+        sync_folder(experiment)
+        return Run(folder)
+
+    def _exists(self, config: RunConfig) -> RunExistsError:
+        return RunExistsError(
+            f"experiment `{config.experiment_name}` already has a run `{config.run_name}`; choose "
+            "another run_name, or delete that run first"
+        )
+
+    def get(self, run_name: str, experiment_name: str = DEFAULT_EXPERIMENT) -> Run:
+        """Return a run.
+
+        :raises RunNotFoundError: When the experiment has none of that name.
+        """
+        check_name(run_name, "run name")
+        folder = self._root / check_name(experiment_name, "experiment name") / run_name
+        if not (folder / "spec.json").is_file():
+            raise RunNotFoundError(f"no run `{run_name}` in experiment `{experiment_name}`")
+        return Run(folder)
+
+    def list(self, experiment_name: str | None = None) -> list[Run]:
+        """Return the runs of one experiment, or of all, oldest first.
+
+        :raises ExperimentNotFoundError: When the experiment does not exist.
+        """
+        if experiment_name is not None:
+            self.get_experiment(experiment_name)
+        pattern = f"{experiment_name or '*'}/*/spec.json"
+        runs = [Run(path.parent) for path in self._root.glob(pattern) if path.parts[-3][0] != "."]
+        return sorted(runs, key=lambda run: (run.spec()["created_at"], run.name))
+
+    def delete(self, run: Run) -> None:
+        """Remove a run's folder; its worker must have ended."""
+        with tempfile.TemporaryDirectory(dir=self._root, prefix=".deleted-") as temporary:
+            # First out of sight at once, then file by file.
+            run.folder.rename(Path(temporary) / run.name)
+
+    def find_artifact(self, artifact: str) -> Path:
+        """Return the artifact of a finished run.
+
+        :param artifact: A run's name, ``experiment/run``, or an artifact id.
+        :raises ArtifactNotFound: When no run has that name or id.
+        :raises RunInProgressError, RunFailedError: When the run has no artifact yet, or never will.
+        """
+        run = self._find_by_name(artifact) or self._find_by_id(artifact)
+        if run is None:
+            raise ArtifactNotFound(f"no run and no artifact `{artifact}`"[:200])
+        run.check_finished()
+        return run.artifact_path
+
+    def _find_by_name(self, artifact: str) -> Run | None:
+        experiment, _, name = artifact.rpartition("/")
+        try:
+            return self.get(name, experiment or DEFAULT_EXPERIMENT)
+        except (RunNotFoundError, ConfigError):
+            return None
+
+    def _find_by_id(self, artifact_id: str) -> Run | None:
+        return next((run for run in self.list() if run.spec()["artifact_id"] == artifact_id), None)
+
+    def create_experiment(self, name: str) -> Path:
+        """Return an experiment's folder, made when it is new."""
+        folder = self._root / check_name(name, "experiment name")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def get_experiment(self, name: str) -> dict[str, Any]:
+        """Return what the API shows of an experiment.
+
+        :raises ExperimentNotFoundError: When there is none of that name.
+        """
+        folder = self._root / check_name(name, "experiment name")
+        if not folder.is_dir():
+            if name == DEFAULT_EXPERIMENT:
+                folder = self.create_experiment(name)
+            else:
+                raise ExperimentNotFoundError(f"no experiment `{name}`")
+        created = datetime.fromtimestamp(folder.stat().st_ctime, UTC)
+        return {
+            "name": name,
+            "status": "ACTIVE",
+            "created_at": created.isoformat(timespec="seconds"),
+        }
+
+    def list_experiments(self) -> Sequence[dict[str, Any]]:
+        """Return all experiments by name."""
+        if not self._root.is_dir():
+            return []
+        names = sorted(f.name for f in self._root.iterdir() if f.is_dir() and f.name[0] != ".")
+        return [self.get_experiment(name) for name in names]
+
+    def delete_experiment(self, name: str) -> None:
+        """Remove an experiment; its runs must have been deleted.
+
+        :raises ExperimentNotFoundError: When there is none of that name.
+        """
+        self.get_experiment(name)
+        shutil.rmtree(self._root / name)
