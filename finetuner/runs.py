@@ -50,6 +50,9 @@ class Status(StrEnum):
 
 
 SUBMITTED = "Run submitted and awaits execution"
+# What a worker exits with when it was asked to end (EX_TEMPFAIL of sysexits.h).
+EXIT_STOPPED = 75
+STOPPED = "Stopped with the service; it starts again with it"
 
 
 def evaluation_file(number: int, role: str) -> str:

@@ -8,16 +8,19 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import finetuner
 from finetuner.run_store import RunStore
-from finetuner.runs import Run, Status
+from finetuner.runs import EXIT_STOPPED, STOPPED, Run, Status
 
 logger = logging.getLogger(__name__)
 _TICK_S = 0.2
-_STOP_TIMEOUT_S = 10.0
-_MAX_STARTS = 3
+_SCAN_INTERVAL_S = 5.0
+# Below the 5 s that Jina gives an executor to close; a worker deep in a step does not hear SIGTERM.
+_STOP_TIMEOUT_S = 3.0
+_MAX_STARTS = 5
 
 
 class Supervisor:
@@ -35,6 +38,7 @@ class Supervisor:
         self._lock = threading.Lock()
         self._changed = threading.Event()
         self._closing = False
+        self._scanned_at = float("-inf")
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
 
     def start(self) -> None:
@@ -62,28 +66,39 @@ class Supervisor:
         self._thread.join()
         for worker in self._workers.values():
             worker.send_signal(signal.SIGTERM)
-        for worker in self._workers.values():
+        for folder, worker in self._workers.items():
             _end(worker)
+            if Run(folder).state().status is Status.STARTED:  # it had to be killed
+                Run(folder).set_state(Status.CREATED, STOPPED)
 
     def _watch(self) -> None:
         while not self._closing:
-            self._changed.wait(_TICK_S)
+            is_woken = self._changed.wait(_TICK_S)
             self._changed.clear()
             try:
                 with self._lock:
-                    self._tick()
+                    self._tick(is_woken)
             except OSError:  # the volume is away for a moment; the next tick tries again
                 logger.exception("cannot look after the runs")
 
-    def _tick(self) -> None:
+    def _tick(self, is_woken: bool) -> None:
+        n_before = len(self._workers)
         for folder, worker in list(self._workers.items()):
             if worker.poll() is not None:
                 del self._workers[folder]
                 self._settle(Run(folder), worker.returncode)
         self._adopted = {f for f in self._adopted if f.exists() and Run(f).is_alive()}
+        # Listing reads every run's files, so it is done when there is a reason, and now and then.
+        is_due = time.monotonic() - self._scanned_at > _SCAN_INTERVAL_S
+        if is_woken or is_due or len(self._workers) < n_before:
+            self._scanned_at = time.monotonic()
+            self._start_runs()
+
+    def _start_runs(self) -> None:
+        """Start as many created runs as there are free places, oldest first."""
         n_free = self._max_parallel_runs - len(self._workers) - len(self._adopted)
         for run in self._store.list() if n_free > 0 else []:
-            if n_free == 0:
+            if n_free <= 0:
                 break
             if run.folder in self._workers or run.folder in self._adopted:
                 continue
@@ -100,6 +115,9 @@ class Supervisor:
         """
         if not run.folder.exists() or run.state().status in (Status.FINISHED, Status.FAILED):
             return
+        if run.is_alive():  # another service on this volume was quicker; the run is its
+            self._adopted.add(run.folder)
+            return
         n_starts = run.state().n_starts
         if returncode is None and n_starts < _MAX_STARTS:
             run.set_state(Status.CREATED, "Interrupted; it starts again")
@@ -111,7 +129,7 @@ class Supervisor:
             name = signal.Signals(-returncode).name
             reason = " (out of memory, or killed by hand)" if name == "SIGKILL" else ""
             run.set_state(Status.FAILED, f"The worker was ended by {name}{reason}")
-        elif run.state().status is Status.STARTED or returncode != 75:
+        elif run.state().status is Status.STARTED or returncode != EXIT_STOPPED:
             run.set_state(Status.FAILED, f"The worker ended with exit code {returncode}")
 
 

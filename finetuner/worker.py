@@ -22,6 +22,8 @@ from rich.console import Console
 
 from finetuner.files import write_json
 from finetuner.runs import (
+    EXIT_STOPPED,
+    STOPPED,
     TRAIN_FILE,
     Run,
     Status,
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     from finetuner.training import Progress
 
 logger = logging.getLogger("finetuner.worker")  # __name__ is __main__ here
-EXIT_STOPPED = 75
 _STATE_INTERVAL_S = 1.0
 
 
@@ -60,7 +61,7 @@ def main(run_dir: str) -> int:
             run.set_state(Status.STARTED, "Loading the model", n_starts=run.state().n_starts + 1)
             details = Job(run, console).work()
         except Stopped:
-            run.set_state(Status.CREATED, "Stopped with the service; it starts again with it")
+            run.set_state(Status.CREATED, STOPPED)
             return EXIT_STOPPED
         except Exception as exc:
             cause = f"{type(exc).__name__}: {str(exc).strip().partition(chr(10))[0]}"

@@ -149,6 +149,24 @@ def test_killed_worker_fails_its_run_with_the_cause(workspace):
     assert server.stop(signal.SIGTERM) == 0
 
 
+def test_run_of_a_killed_service_starts_again(workspace):
+    server = Served(workspace)
+    body = {"model": "tiny", "train_data": ROWS, "run_name": "r", "epochs": 1000, "device": "cpu"}
+    requests.post(f"{server.url}/fit", json=body, timeout=30)
+    run = RunStore(workspace).get("r")
+    wait_until(lambda: "batch" in run.state().details)
+    os.killpg(server.process.pid, signal.SIGKILL)
+    server.process.wait()
+    wait_until(lambda: not run.is_alive())
+    assert run.state().status is Status.STARTED  # nobody was left to say otherwise
+
+    server = Served(workspace)
+    wait_until(lambda: run.state().n_starts == 2 and "batch" in run.state().details)
+    assert requests.delete(f"{server.url}/runs/r", timeout=30).status_code == 200
+    assert not run.folder.exists()
+    assert server.stop(signal.SIGTERM) == 0
+
+
 def test_dead_executor_ends_the_service(workspace):
     server = Served(workspace)
     encoder = [pid for pid in group_members(server.process.pid) if pid != str(server.process.pid)][
