@@ -108,11 +108,14 @@ def _repository(model: str) -> str:
 
 
 def _is_model_folder(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
+    try:
+        return (folder / "config.json").is_file()
+    except OSError:  # such as a name longer than the disk takes
+        return False
 
 
 def _locate_on_disk(model: str, workspace: Path) -> Path | None:
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))  # Path's own raises for an unknown user
     if _is_model_folder(folder):
         return folder
     backbone = find_backbone(model)

@@ -109,14 +109,18 @@ class RunConfig:
     device: Device = documented("where to train", default=Device.CUDA)
     to_onnx: bool = documented("put an ONNX graph beside the weights", default=False)
     callbacks: tuple[CallbackConfig, ...] = documented("what happens beside training", default=())
-    seed: int = documented("of batches and dropout", default=0)
+    seed: int = documented("of batches and dropout, at least 0", default=0)
 
     def __post_init__(self) -> None:
         if not self.run_name:
             object.__setattr__(self, "run_name", random_run_name())
         check_name(self.run_name, "run name")
         check_name(self.experiment_name, "experiment name")
-        for name, low, high in (("epochs", 0, 1000), ("batch_size", 4, 100_000)):
+        for name, low, high in (
+            ("epochs", 0, 1000),
+            ("batch_size", 4, 100_000),
+            ("seed", 0, 2**63 - 1),
+        ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"{name} must be from {low} to {high}, got {value}")

@@ -41,11 +41,11 @@ def admit(request: DataRequest, endpoints: set[str]) -> None:
     :param request: From a client.
     :param endpoints: What the Flow's executors serve.
     :raises EndpointNotFoundError: When none serves the endpoint; Jina would echo the request.
-    :raises MalformedRequestError: When the parameters hold NaN or infinity.
+    :raises MalformedRequestError: When the parameters hold NaN or infinity, or nest too deep.
     """
     try:
         endpoint, parameters = request.header.exec_endpoint, request.parameters
-    except ValueError as exc:  # protobuf refuses NaN and infinity only when they are read
+    except (ValueError, RecursionError) as exc:  # protobuf refuses NaN only when it is read
         raise MalformedRequestError(f"the parameters cannot be read: {exc}") from exc
     if endpoint not in endpoints and (match := _RUN_PATH.fullmatch(endpoint)):
         endpoint = match["view"] or "/run"

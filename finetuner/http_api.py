@@ -14,6 +14,7 @@ from typing import Any
 
 from docarray import DocumentArray
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
@@ -50,6 +51,8 @@ def build_app(call: Call, workspace: Path) -> FastAPI:
         title="Finetuner, self-hosted",
         version=__version__,
         description="Fine-tune text embedding models, and encode with them.",
+        # DELETE /runs/ (a run whose name came out empty) must not become DELETE /runs.
+        redirect_slashes=False,
     )
     _add_error_handlers(app)
     _add_health(app, call)
@@ -66,6 +69,12 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(FinetunerError)
     async def known_error(_request: Request, error: FinetunerError) -> Response:
         return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong_field(_request: Request, error: RequestValidationError) -> Response:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        return error_response(ConfigError(f"{where}: {problem['msg']}"))
 
     @app.exception_handler(HTTPException)
     async def routing_error(request: Request, error: HTTPException) -> Response:
@@ -111,7 +120,7 @@ def _add_encode(app: FastAPI, call: Call) -> None:
     async def encode(request: Request) -> Response:
         body = await read_body(request, ("data", "parameters"))
         rows = [_encode_row(row, i) for i, row in enumerate(_list(body.get("data")), start=1)]
-        parameters = body.get("parameters") or {}
+        parameters = {} if body.get("parameters") is None else body["parameters"]
         if not isinstance(parameters, dict):
             raise ConfigError("parameters must be an object")
         docs = await call("/encode", packed_texts([text for _, text in rows]), parameters)

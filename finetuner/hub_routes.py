@@ -14,10 +14,16 @@ from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
-from starlette.datastructures import UploadFile
+from python_multipart.exceptions import FormParserError
+from starlette.datastructures import FormData, UploadFile
 
 from finetuner.datastore import DataStore, summary_of
-from finetuner.errors import ConfigError, FinetunerError, TooLargeError
+from finetuner.errors import (
+    ConfigError,
+    FinetunerError,
+    MalformedRequestError,
+    TooLargeError,
+)
 
 MAX_UPLOAD_BYTES = 4 * 2**30  # docarray's own limit
 _MAX_FIELD_BYTES = 2**24
@@ -67,7 +73,7 @@ def _add_writing(app: FastAPI, store: DataStore) -> None:
     @app.post("/v2/rpc/artifact.upload", include_in_schema=False)
     async def upload(request: Request) -> Response:
         try:
-            form = await _limited(request).form(max_part_size=_MAX_FIELD_BYTES)
+            form = await _form(request)
             file, name = form.get("file"), form.get("name")
             if not isinstance(file, UploadFile) or not isinstance(name, str):
                 raise ConfigError("an upload needs the fields file and name")
@@ -78,7 +84,7 @@ def _add_writing(app: FastAPI, store: DataStore) -> None:
 
     @app.post("/v2/rpc/artifact.delete", include_in_schema=False)
     async def delete(request: Request) -> Response:
-        form = await _limited(request).form()
+        form = await _form(request)
         try:
             store.delete(str(form.get("name", form.get("id", ""))))
         except FinetunerError as error:
@@ -91,6 +97,13 @@ def _hub_error(error: FinetunerError) -> Response:
     message = str(error)
     content = {"message": message, "readableMessage": message, "error": type(error).__name__}
     return JSONResponse({**content, "detail": message}, status_code=error.http_status)
+
+
+async def _form(request: Request) -> FormData:
+    try:
+        return await _limited(request).form(max_part_size=_MAX_FIELD_BYTES)
+    except FormParserError as exc:
+        raise MalformedRequestError(f"the body is no form: {exc}") from exc
 
 
 def _limited(request: Request) -> Request:

@@ -55,7 +55,7 @@ class RunPage:
             page, size = int(self.page), int(self.size)
         except ValueError as exc:
             raise ConfigError(f"page and size must be whole numbers, got {exc}") from exc
-        if page < 1 or not 1 <= size <= _MAX_PAGE:
+        if not 1 <= page < 2**31 or not 1 <= size <= _MAX_PAGE:
             raise ConfigError(
                 f"page must be at least 1 and size 1 to {_MAX_PAGE}, got {page}, {size}"
             )

@@ -116,9 +116,11 @@ def _kind_of_text(value: object) -> str:
 def _to_int(value: object, where: str) -> int:
     # Protobuf's Struct, which carries parameters over gRPC, has only doubles: 3 arrives as 3.0.
     if isinstance(value, float) and value.is_integer():
-        return int(value)
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigError(f"{where} must be a whole number, got {_kind(value)}")
+    if not -(2**63) <= value < 2**63:
+        raise ConfigError(f"{where} must be a whole number of 64 bits, got {_kind(value)}")
     return value
 
 

@@ -21,6 +21,8 @@ _SCAN_INTERVAL_S = 5.0
 # Below the 5 s that Jina gives an executor to close; a worker deep in a step does not hear SIGTERM.
 _STOP_TIMEOUT_S = 3.0
 _MAX_STARTS = 5
+# Threads that wait give their core away: an encoder, or another run, works beside this one.
+_WORKER_DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "true"}
 
 
 class Supervisor:
@@ -143,7 +145,7 @@ def _spawn(run: Run) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env={**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "true"},
+            env={**_WORKER_DEFAULTS, **os.environ, "PYTHONPATH": path},
         )
 
 

@@ -14,7 +14,7 @@ from docarray import Document, DocumentArray
 from numpy.typing import NDArray
 
 from finetuner.data import check_text
-from finetuner.errors import ConfigError, DataError
+from finetuner.errors import ConfigError, DataError, MalformedRequestError
 
 JSON = "application/json"
 # The endpoint that every executor of Jina has and that does nothing.
@@ -29,8 +29,14 @@ def json_document(value: Any) -> DocumentArray:
 
 
 def read_json_document(docs: DocumentArray) -> Any:
-    """Return what :func:`json_document` packed."""
-    return orjson.loads(docs[0].text)
+    """Return what :func:`json_document` packed.
+
+    :raises MalformedRequestError: When the text is no JSON.
+    """
+    try:
+        return orjson.loads(docs[0].text)
+    except orjson.JSONDecodeError as exc:
+        raise MalformedRequestError(f"the document's text is no JSON: {exc}") from exc
 
 
 def holds(docs: DocumentArray, mime_type: str) -> bool:
@@ -47,13 +53,25 @@ def read_texts(docs: DocumentArray) -> list[str]:
     """Return the texts of documents, packed or one each.
 
     :raises DataError: When a document has no text.
+    :raises MalformedRequestError: When the packed document holds no JSON list.
     """
     if holds(docs, PACKED_TEXTS):
-        return list(orjson.loads(docs[0].blob))
+        return _unpacked(docs[0].blob)
     for number, document in enumerate(docs, start=1):
         if not document.text:  # on the wire an empty text and none at all are the same
             raise DataError(f"document {number} (`{document.id}`) has no text")
     return [check_text(doc.text, f"document {i}") for i, doc in enumerate(docs, start=1)]
+
+
+def _unpacked(blob: bytes) -> list[str]:
+    # Any gRPC client may send such a document, not only our own gateway.
+    try:
+        texts = orjson.loads(blob)
+    except orjson.JSONDecodeError as exc:
+        raise MalformedRequestError(f"the packed texts are no JSON: {exc}") from exc
+    if not isinstance(texts, list):
+        raise MalformedRequestError("the packed texts must be a JSON list")
+    return texts
 
 
 def packed_vectors(vectors: NDArray[np.float32], tags: Mapping[str, Any]) -> DocumentArray:

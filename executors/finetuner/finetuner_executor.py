@@ -8,6 +8,7 @@ from docarray import DocumentArray
 from jina import Executor, requests
 
 from finetuner.config import workspace_dir as resolve_workspace
+from finetuner.errors import MalformedRequestError
 from finetuner.run_api import RunAPI
 from finetuner.supervisor import Supervisor
 from finetuner.wire import (
@@ -53,6 +54,8 @@ class FinetunerExecutor(Executor):
         """
         if holds(docs, JSON):
             request = read_json_document(docs)
+            if not isinstance(request, dict):
+                raise MalformedRequestError("the document's text must be a JSON object")
         else:
             request = self._api.request_of(docs, own_parameters(parameters))
         return await self._answer(self._api.fit, request)

@@ -22,6 +22,7 @@ class Server:
     http_port: int
     grpc_port: int
     workspace: Path
+    log: Path
 
     def get(self, path, **kwargs):
         return requests.get(self.url + path, timeout=60, **kwargs)
@@ -54,20 +55,24 @@ def server(tmp_path_factory, tiny_model_folder):
     workspace = tmp_path_factory.mktemp("workspace")
     shutil.copytree(tiny_model_folder, workspace / "models" / "tiny")
     grpc_port, http_port = free_port(), free_port()
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "finetuner.cli", "serve", "--workspace", str(workspace)),
-            *("--grpc-port", str(grpc_port), "--http-port", str(http_port)),
-        ],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        start_new_session=True,
-    )
-    server = Server(f"http://127.0.0.1:{http_port}", http_port, grpc_port, workspace)
+    log = tmp_path_factory.mktemp("log") / "server.txt"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "finetuner.cli", "serve", "--workspace", str(workspace)),
+                *("--grpc-port", str(grpc_port), "--http-port", str(http_port)),
+            ],
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            start_new_session=True,
+            stdout=output,
+            stderr=output,
+        )
+    server = Server(f"http://127.0.0.1:{http_port}", http_port, grpc_port, workspace, log)
     try:
         _wait_until_ready(server, process)
         yield server
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(30) == 0, log.read_text()
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -76,14 +81,14 @@ def server(tmp_path_factory, tiny_model_folder):
 def _wait_until_ready(server, process, timeout_s=90):
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        assert process.poll() is None, "the server ended"
+        assert process.poll() is None, f"the server ended: {server.log.read_text()}"
         try:
             if server.get("/readyz").ok:
                 return
         except requests.RequestException:
             pass
         time.sleep(0.2)
-    raise AssertionError("the server did not get ready")
+    raise AssertionError(f"the server did not get ready: {server.log.read_text()}")
 
 
 @pytest.fixture(scope="session")
