@@ -65,16 +65,32 @@ def test_top_manifest_in_anyones_flow(artifact):
 
 def test_vectors_are_those_of_the_encoder(artifact):
     with Flow().add(uses=MANIFEST, uses_with={"artifact": str(artifact)}) as flow:
-        documents = flow.post("/encode", DocumentArray([Document(text=t) for t in TEXTS]))
+        sent = DocumentArray([Document(id=f"id{i}", text=t) for i, t in enumerate(TEXTS)])
+        documents = flow.post("/encode", sent, parameters={"batch_size": 1})
+        with pytest.raises(BadServer, match="DataError: document 2 .* has no text"):
+            flow.post("/encode", DocumentArray([Document(text="x"), Document()]))
+    assert [(d.id, d.text) for d in documents] == [(d.id, d.text) for d in sent]
     np.testing.assert_allclose(
         documents.embeddings, load_encoder(artifact).encode(TEXTS), atol=1e-6
     )
 
 
-def test_without_an_artifact_a_request_must_name_one():
-    flow = Flow().add(uses=MANIFEST, quiet_error=True)
-    with flow, pytest.raises(BadServer, match="name the artifact: parameters="):
-        flow.post("/encode", DocumentArray([Document(text="x")]))
+def test_without_an_artifact_a_request_must_name_one(tmp_path):
+    flow = Flow().add(uses=MANIFEST, uses_with={"workspace_dir": str(tmp_path)}, quiet_error=True)
+    documents = DocumentArray([Document(text="x")])
+    with flow:
+        with pytest.raises(BadServer, match="name the artifact: parameters="):
+            flow.post("/encode", documents)
+        with pytest.raises(BadServer, match="no run and no artifact `none`"):
+            flow.post("/encode", documents, parameters={"artifact": "none"})
+
+
+def test_manifest_loads_without_a_flow(artifact):
+    executor = Executor.load_config(MANIFEST, uses_with={"artifact": str(artifact)})
+    try:
+        assert (executor.metas.name, type(executor).__name__) == ("EncoderExecutor",) * 2
+    finally:
+        executor.close()
 
 
 @pytest.mark.parametrize(

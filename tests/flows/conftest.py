@@ -30,6 +30,9 @@ class Server:
     def post(self, path, **kwargs):
         return requests.post(self.url + path, timeout=60, **kwargs)
 
+    def put(self, path, **kwargs):
+        return requests.put(self.url + path, timeout=60, **kwargs)
+
     def delete(self, path, **kwargs):
         return requests.delete(self.url + path, timeout=60, **kwargs)
 

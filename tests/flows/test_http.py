@@ -2,7 +2,9 @@
 
 import dataclasses
 import io
+import re
 import shutil
+import time
 import zipfile
 
 import numpy as np
@@ -133,7 +135,7 @@ def test_client_from_fit_to_vectors(server, tmp_path):
     assert finetuner.list_runs("exp") == []
     assert finetuner.delete_experiment("exp").name == "exp"
     DocumentArray.cloud_delete("me/train.da")
-    assert DocumentArray.cloud_list() == []
+    assert "me/train.da" not in DocumentArray.cloud_list()
 
 
 def test_data_pushed_again_are_seen_though_docarray_caches(server, monkeypatch, tmp_path):
@@ -166,6 +168,89 @@ def test_failed_run_tells_why_and_the_next_one_works(server, tiny_model_folder):
         assert server.delete(f"/runs/{name}").status_code == 200
 
 
+def test_fit_answers_with_the_record_and_a_run_at_work_refuses_what_it_lacks(server):
+    body = {"model": "tiny", "train_data": ROWS, "run_name": "long", "epochs": 1000}
+    body |= {"device": "cpu", "description": "some text", "experiment_name": "work"}
+    answer = server.post("/fit", json=body)
+    record = answer.json()
+    assert answer.status_code == 201
+    assert re.fullmatch("[0-9a-f]{24}", record["artifact_id"])
+    assert {**record, "artifact_id": "", "created_at": "", "config": {}} == {
+        "name": "long",
+        "experiment_name": "work",
+        "status": "CREATED",
+        "details": "Run submitted and awaits execution",
+        "description": "some text",
+        "created_at": "",
+        "artifact_id": "",
+        "config": {},
+    }
+    assert set(record["config"]) == {field.name for field in dataclasses.fields(RunConfig)}
+    assert {key: record["config"][key] for key in body} == {**body, "train_data": "18 rows"}
+
+    in_work = {
+        "error": "RunInProgressError",
+        "detail": "The run needs to be finished in order to save the artifact.",
+    }
+    for view in ("metrics", "examples", "artifact"):
+        refusal = server.get(f"/runs/long/{view}?experiment_name=work")
+        assert (refusal.status_code, refusal.json()) == (409, in_work)
+    encode = {"data": ["a"], "parameters": {"artifact": "work/long"}}
+    refusal = server.post("/encode", json=encode)
+    assert (refusal.status_code, refusal.json()) == (409, in_work)
+    refusal = server.post("/fit", json=body)
+    assert (refusal.status_code, refusal.json()["error"]) == (409, "RunExistsError")
+
+    deleted = server.delete("/runs/long?experiment_name=work").json()["items"]
+    assert [run["artifact_id"] for run in deleted] == [record["artifact_id"]]
+    assert server.get("/runs/long?experiment_name=work").status_code == 404
+    assert server.delete("/experiments/work").json()["name"] == "work"
+
+
+def test_logs_are_followed_to_the_end_and_the_run_serves_at_once(server):
+    body = {"model": "tiny", "train_data": ROWS, "run_name": "fresh", "epochs": 1, "device": "cpu"}
+    assert server.post("/fit", json=body).status_code == 201
+    while server.get("/runs/fresh/logs").status_code == 409:  # it waits in the queue
+        time.sleep(0.1)
+    followed = server.get("/runs/fresh/logs?follow=true").text
+    encode = {"data": ["a"], "parameters": {"artifact": "fresh"}}
+    answer = server.post("/encode", json=encode)
+    assert (answer.status_code, answer.json()["artifact"]) == (200, "fresh")
+    assert server.get("/runs/fresh/logs").text == followed
+    assert server.get("/runs/fresh/examples").json() == {"before": {}, "after": {}}
+    assert server.delete("/runs/fresh").status_code == 200
+    assert server.post("/encode", json=encode).status_code == 404
+
+
+def test_experiments(server):
+    created = server.put("/experiments/own").json()
+    assert (created["name"], created["status"]) == ("own", "ACTIVE")
+    assert server.get("/experiments/own").json() == server.put("/experiments/own").json()
+    assert created in server.get("/experiments").json()["items"]
+    assert server.get("/runs?experiment_name=own").json()["items"] == []
+    assert server.delete("/experiments/own").json()["name"] == "own"
+    refusal = server.get("/experiments/own")
+    assert (refusal.status_code, refusal.json()) == (
+        404,
+        {"error": "ExperimentNotFoundError", "detail": "no experiment `own`"},
+    )
+
+
+def test_data_list_has_what_was_pushed(server):
+    documents = DocumentArray([Document(text=t, tags={"finetuner_label": n}) for t, n in ROWS])
+    names = ["listed.da", "me/listed.da"]
+    for name in names:
+        documents.push(name)
+    entries = [e for e in server.get("/data").json()["items"] if e["name"] in names]
+    assert [(entry["name"], entry["n_documents"]) for entry in entries] == [
+        (name, len(ROWS)) for name in names
+    ]
+    assert set(names) <= set(DocumentArray.cloud_list())
+    for name in names:
+        DocumentArray.cloud_delete(name)
+        assert server.get(f"/data/{name}").status_code == 404
+
+
 def test_paging(server, finished_run):
     for i in range(3):
         body = {"model": "tiny", "train_data": ROWS, "run_name": f"p{i}", "epochs": 0}
@@ -183,5 +268,8 @@ def test_description_is_that_of_the_code(server):
     options = body["properties"]["callbacks"]["items"]["oneOf"][0]["properties"]["options"]
     assert set(options["properties"]) == {f.name for f in dataclasses.fields(EvaluationCallback)}
     assert set(paths["/fit"]["post"]["responses"]) >= {"201", "400", "404", "409", "413", "422"}
+    body = paths["/encode"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert (set(body["properties"]), body["required"]) == ({"data", "parameters"}, ["data"])
+    assert set(body["properties"]["parameters"]["properties"]) == {"artifact", "batch_size"}
     assert {"/encode", "/runs", "/runs/{run_name}/logs", "/data/{name}"} <= set(paths)
     assert server.get("/docs").status_code == 200
