@@ -25,6 +25,7 @@ from finetuner.errors import ConfigError, FinetunerServerError
 
 logger = logging.getLogger(__name__)
 _WATCH_INTERVAL_S = 0.5
+_ABORT_TIMEOUT_S = 10.0
 
 
 def flow_path(name: str) -> Path:
@@ -104,7 +105,7 @@ class Service:
         """
         self._handle_signals()
         try:
-            with _quiet_console():
+            with _quiet_console(), _freed_when_a_part_dies(self._flow):
                 flow = self._flow.start()
         except Exception as exc:  # jina raises several kinds; each means that a part did not start
             raise FinetunerServerError("The Flow did not start", str(exc)) from exc
@@ -131,6 +132,29 @@ class Service:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, note)
+
+
+@contextmanager
+def _freed_when_a_part_dies(flow: Any) -> Iterator[None]:
+    """End the other parts when one dies during the start: Jina at times waits for them for ever."""
+    started = threading.Event()
+
+    def watch() -> None:
+        while not started.wait(_WATCH_INTERVAL_S):
+            processes = [process for _, process in _processes(flow)]
+            if any(process.exitcode is not None for process in processes):
+                if started.wait(_ABORT_TIMEOUT_S):
+                    return
+                for process in processes:
+                    process.kill()
+
+    thread = threading.Thread(target=watch, name="start-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        started.set()
+        thread.join()
 
 
 @contextmanager

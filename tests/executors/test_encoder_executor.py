@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from docarray import Document, DocumentArray
 from jina import Executor, Flow
-from jina.excepts import BadServer, RuntimeFailToStart
+from jina.excepts import BadServer
 
 from finetuner.artifact import Manifest, pack
 from finetuner.encoder import load_encoder
-from finetuner.errors import ConfigError
+from finetuner.errors import ArtifactNotFound, ConfigError
 from finetuner.models import load_model, save_model
 
 pytestmark = pytest.mark.slow
@@ -94,17 +94,17 @@ def test_manifest_loads_without_a_flow(artifact):
 
 
 @pytest.mark.parametrize(
-    "uses_with",
-    [{"artefact": "x.zip"}, {"artifact": "/nonexistent.zip"}, {"backend": "tensorflow"}],
+    ("uses_with", "error", "message"),
+    [
+        (
+            {"artefact": "x.zip"},
+            ConfigError,
+            "EncoderExecutor does not know the argument `artefact`",
+        ),
+        ({"artifact": "/nonexistent.zip"}, ArtifactNotFound, "no artifact `/nonexistent.zip`"),
+        ({"backend": "tensorflow"}, ConfigError, "backend must be one of auto, torch, onnx"),
+    ],
 )
-def test_wrong_argument_stops_the_start(uses_with):
-    with (
-        pytest.raises(RuntimeFailToStart),
-        Flow().add(uses=MANIFEST, uses_with=uses_with, quiet_error=True),
-    ):
-        pass
-
-
-def test_unknown_argument_is_named():
-    with pytest.raises(ConfigError, match="EncoderExecutor does not know the argument `artefact`"):
-        Executor.load_config(MANIFEST, uses_with={"artefact": "x.zip"})
+def test_wrong_argument_is_named(uses_with, error, message):
+    with pytest.raises(error, match=message):
+        Executor.load_config(MANIFEST, uses_with=uses_with)

@@ -178,6 +178,26 @@ def test_dead_executor_ends_the_service(workspace):
     wait_until(lambda: not group_members(server.process.pid), 20)
 
 
+def test_part_that_does_not_start_ends_the_service(workspace):
+    flow = (REPOSITORY / "flows" / "all.yml").read_text(encoding="utf-8")
+    flow = flow.replace("../executors", str(REPOSITORY / "executors"))
+    (workspace / "bad.yml").write_text(f"{flow}    uses_with: {{backend: tensorflow}}\n")
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "finetuner.cli", "serve", "--flow", str(workspace / "bad.yml")),
+            *("--grpc-port", str(free_port()), "--http-port", str(free_port())),
+        ],
+        env={**os.environ, "FINETUNER_WORKSPACE": str(workspace)},
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert "The Flow did not start" in errors
+    wait_until(lambda: not group_members(process.pid), 10)
+
+
 def test_taken_port_is_named(workspace):
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
