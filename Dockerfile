@@ -10,11 +10,12 @@ RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf 
     && useradd --create-home finetuner && mkdir /data && chown finetuner /data
 WORKDIR /srv/finetuner
 COPY . .
-# The index of CPU builds keeps gigabytes of CUDA out of the CPU image.
-RUN if [ "$DEVICE" = cpu ]; then pip install --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu; fi \
-    && grep -v -i '^onnxruntime==' requirements.txt > /tmp/pins.txt \
-    && if [ "$DEVICE" = cpu ]; then cp requirements.txt /tmp/pins.txt; fi \
-    && pip install -c /tmp/pins.txt ".[$DEVICE]" && pip check
+# The index of CPU builds keeps gigabytes of CUDA out of the CPU image; the GPU image has another
+# onnxruntime than the one that is pinned.
+RUN if [ "$DEVICE" = cpu ]; then \
+      pip install --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu; \
+    else sed -i '/^onnxruntime==/d' requirements.txt; fi \
+    && pip install -c requirements.txt ".[$DEVICE]" && pip check
 USER finetuner
 VOLUME /data
 EXPOSE 51000 51001
