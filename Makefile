@@ -1,5 +1,5 @@
 # Each target works as the only command after a clone, with Python 3.11 and the package index.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 STAMP := $(VENV)/.installed
 
