@@ -26,7 +26,8 @@ ORDER = (
         "csv_file",
         "wire",
     ),
-    *("datastore", "backbones", "device", "pooling", "tokens", "models", "batching", "losses"),
+    *("datastore", "backbones", "device", "pooling", "tokens", "model_folder", "head", "models"),
+    *("adaptation", "batching", "losses"),
     *("training", "artifact", "onnx_export", "encoder", "evaluation", "runs", "run_store"),
     *("encoder_cache", "submission", "worklog", "worker", "supervisor", "run_api"),
 )
