@@ -89,7 +89,9 @@ def new_head(width: int, output_dim: int, *, seed: int) -> Head:
     :param output_dim: Length of what comes out.
     :param seed: Of the matrix; the same one gives the same head.
     """
-    head = Head(HeadSettings(width, output_dim))
+    with torch.device("meta"):  # torch's own initialisation would draw from the global generator
+        head = Head(HeadSettings(width, output_dim))
+    head.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
     nn.init.orthogonal_(head.linear.weight, generator=generator)
     nn.init.zeros_(head.linear.bias)

@@ -219,10 +219,10 @@ def test_other_poolings_are_refused(folder, config):
 
 
 def test_an_unknown_stage_is_refused(folder):
-    stages = ["Transformer", "Pooling", "Dense", "Normalize"]
+    stages = ["Transformer", "Pooling", "LSTM", "Normalize"]
     modules = [{"path": "", "type": f"sentence_transformers.models.{stage}"} for stage in stages]
     write_json(folder / "modules.json", modules)
-    with pytest.raises(ConfigError, match="a stage `Dense`; known: Normalize, Pooling, Transform"):
+    with pytest.raises(ConfigError, match="a stage `LSTM`; known: Transformer, Pooling, Dense, N"):
         load_model(folder)
 
 
