@@ -166,6 +166,7 @@ def add_lora(model: EmbeddingModel, options: LoRAOptions, *, seed: int = 0) -> N
             peft.inject_adapter_in_model(config, model.backbone)
         except (ValueError, TypeError) as exc:
             raise ConfigError(f"lora.target_modules does not fit the model: {exc}") from exc
+    model.train(model.training)  # what was added begins with its dropout on
 
 
 def _layer_linears(backbone: nn.Module) -> list[str]:

@@ -31,7 +31,7 @@ _OTHER_POOLING_KEYS = (
 )
 # RoBERTa and its kin number positions from the padding id + 1, so the first of the table go unused.
 _OFFSET_MODEL_TYPES = frozenset(
-    "camembert data2vec-text ibert lilt longformer luke mpnet roberta roberta-prelayernorm "
+    "camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm "
     "xlm-roberta xlm-roberta-xl xmod".split()
 )
 

@@ -124,7 +124,7 @@ class EmbeddingModel(nn.Module):
         """
         options = {"use_reentrant": False}  # the other kind needs inputs with a gradient
         try:
-            self.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[operator]
+            self.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs=options)  # type: ignore[operator]
         except ValueError as exc:
             raise ConfigError(f"this model has no gradient checkpointing: {exc}") from exc
 

@@ -321,6 +321,20 @@ def test_lora_leaves_the_head_trainable(with_head):
     assert changed == names
 
 
+def test_dropout_of_lora_is_on_in_training_alone(loaded):
+    before = _vectors(loaded)
+    add_lora(loaded.model, LoRAOptions(dropout=0.5))
+    np.testing.assert_array_equal(_vectors(loaded), before)
+    layer = loaded.model.backbone.encoder.layer[0].output.dense
+    assert [module.training for module in layer.modules() if isinstance(module, nn.Dropout)] == [
+        False
+    ]
+    loaded.model.train()
+    assert [module.training for module in layer.modules() if isinstance(module, nn.Dropout)] == [
+        True
+    ]
+
+
 def test_lora_is_decided_by_its_seed_alone(tiny_model_folder):
     states = []
     for seed in (1, 1, 2):
