@@ -65,12 +65,12 @@ class Parity:
     batch_size: int
 
 
-def export_onnx(folder: Path, destination: Path, *, options: ModelOptions) -> Parity:
+def export_onnx(folder: Path, destination: Path, *, options: ModelOptions | None = None) -> Parity:
     """Write the graph of a saved model and return how far its vectors are from torch's.
 
     :param folder: What :func:`finetuner.models.save_model` wrote.
     :param destination: The file; its folder must exist.
-    :param options: The options that the model has.
+    :param options: The options that the model has, where they are not those of the folder.
     :returns: The worst of ``PROBES``, each alone and in padded batches.
     :raises TrainingError: When its difference is above ``TOLERANCE``.
     """
