@@ -99,6 +99,7 @@ def fit(
     *,
     loss_options: dict[str, Any] | None = None,
     precision: str = "auto",
+    onnx_variants: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Run:
     """Start a training run on the server and return at once.
@@ -130,6 +131,8 @@ def fit(
     :param sampler: ``auto``, ``class`` or ``random``.
     :param loss_options: The loss's arguments, such as ``{'temperature': 0.05}``.
     :param precision: ``auto`` (bf16 where the hardware has it), ``fp32`` or ``bf16``.
+    :param onnx_variants: With ``to_onnx``, 8-bit graphs beside it: ``int8``, ``weight_int8``. One
+        that is too far from the fp32 graph is left out; the run's log says so, with the figures.
     :param seed: Of batches and dropout.
     :raises ConfigError: When a setting is unknown, out of range, or not available in this version
         (``eval_data``, ``val_split``, ``model_artifact``, ``freeze``, ``output_dim``, ``public``,
@@ -165,6 +168,7 @@ def fit(
         scheduler_options=scheduler_options,
         device=device,
         to_onnx=to_onnx,
+        onnx_variants=onnx_variants,
         num_items_per_class=num_items_per_class,
         sampler=sampler,
         precision=precision,

@@ -43,6 +43,18 @@ class Precision(StrEnum):
     BF16 = "bf16"
 
 
+class OnnxVariant(StrEnum):
+    """Smaller, faster graphs beside the fp32 one.
+
+    ``int8`` computes in 8 bits, with one scale a channel of the weights and one a text for what flows
+    between them. ``weight_int8`` keeps the weights of matrix products in 8 bits, one scale for 32 of
+    them, and all else in fp32.
+    """
+
+    INT8 = "int8"
+    WEIGHT_INT8 = "weight_int8"
+
+
 @dataclass(frozen=True)
 class CallbackConfig:
     """One callback as it travels: its name and its options."""
@@ -108,6 +120,10 @@ class RunConfig:
     precision: Precision = documented("arithmetic of the forward pass", default=Precision.AUTO)
     device: Device = documented("where to train", default=Device.CUDA)
     to_onnx: bool = documented("put an ONNX graph beside the weights", default=False)
+    onnx_variants: tuple[OnnxVariant, ...] = documented(
+        "8-bit graphs to put beside the ONNX graph, each only where it is near enough to it",
+        default=(),
+    )
     callbacks: tuple[CallbackConfig, ...] = documented("what happens beside training", default=())
     seed: int = documented("of batches and dropout, at least 0", default=0)
 
@@ -133,7 +149,18 @@ class RunConfig:
             raise ConfigError(
                 f"learning_rate must lie between 0 and 1, got {self.resolved_learning_rate}"
             )
+        self._check_onnx_variants()
         self.evaluations()
+
+    def _check_onnx_variants(self) -> None:
+        names = ", ".join(self.onnx_variants)
+        if self.onnx_variants and not self.to_onnx:
+            raise ConfigError(
+                f"onnx_variants ({names}) are made from the ONNX graph: add to_onnx=True, or leave "
+                "onnx_variants out"
+            )
+        if len(set(self.onnx_variants)) < len(self.onnx_variants):
+            raise ConfigError(f"onnx_variants must name each variant once, got {names}")
 
     @property
     def resolved_learning_rate(self) -> float:

@@ -34,6 +34,7 @@ from finetuner.runs import (
 from finetuner.worklog import EpochLine, open_log
 
 if TYPE_CHECKING:
+    from finetuner.artifact import VariantFigures
     from finetuner.callback import EvaluationCallback
     from finetuner.evaluation import EvaluationSet
     from finetuner.models import LoadedModel, ModelOptions
@@ -213,6 +214,7 @@ class Job:
             save_model(loaded, folder)
             if self.config.to_onnx:
                 self._export(folder, folder / ONNX_GRAPH, options)
+            figures = self._add_onnx_variants(folder)
             manifest = Manifest(
                 run_name=self.run.name,
                 model=self.config.model,
@@ -223,6 +225,8 @@ class Job:
                 input_names=loaded.model.input_names,
                 metrics={"before": metrics["before"], "after": metrics["after"]},
                 has_onnx=self.config.to_onnx,
+                variants=tuple(found for found in figures if found.file),
+                refused_variants=tuple(found for found in figures if not found.file),
                 created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             )
             logger.info("Pushing saved model to the workspace ...")
@@ -234,8 +238,25 @@ class Job:
 
         self._set_details("Exporting to ONNX")
         graph.parent.mkdir()
-        difference = export_onnx(folder, graph, options=options)
-        logger.info("Exported to ONNX; its vectors are torch's within %.1e", difference)
+        parity = export_onnx(folder, graph, options=options)
+        logger.info("Exported to ONNX; its vectors are torch's within %.1e", parity.difference)
+
+    def _add_onnx_variants(self, folder: Path) -> list[VariantFigures]:
+        if not self.config.onnx_variants:
+            return []
+        from finetuner.quantization import add_variants, describe
+
+        self._set_details("Quantizing the ONNX graph")
+        found = add_variants(
+            folder,
+            self.config.onnx_variants,
+            tokenizer=self.loaded.tokenizer,
+            dim=self.loaded.model.dim,
+            evaluations=self.evaluations,
+        )
+        for figures in found:
+            logger.log(logging.INFO if figures.file else logging.WARNING, describe(figures))
+        return found
 
 
 if __name__ == "__main__":

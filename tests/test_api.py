@@ -79,7 +79,8 @@ DOCUMENTS = DocumentArray(
 def test_fit_sends_data_in_every_form(server, data, sent):
     server.answer = RECORD
     callback = EvaluationCallback(query_data=data, limit=7)
-    run = finetuner.fit("m", data, run_name="one", callbacks=[callback])
+    variants = {"to_onnx": True, "onnx_variants": ("int8", "weight_int8")}
+    run = finetuner.fit("m", data, run_name="one", callbacks=[callback], **variants)
 
     assert run.name == "one"
     (method, path, _, body) = server.requests[-1]
@@ -88,6 +89,7 @@ def test_fit_sends_data_in_every_form(server, data, sent):
     assert body["train_data"] == sent
     assert body["callbacks"][0]["options"]["query_data"] == sent
     assert body["callbacks"][0]["options"]["limit"] == 7
+    assert (body["to_onnx"], body["onnx_variants"]) == (True, ["int8", "weight_int8"])
     assert (body["loss"], body["batch_size"], body["device"]) == ("TripletMarginLoss", 64, "cuda")
 
 

@@ -28,8 +28,9 @@ ORDER = (
     ),
     *("datastore", "backbones", "device", "pooling", "tokens", "model_folder", "head", "models"),
     *("adaptation", "batching", "losses"),
-    *("training", "artifact", "onnx_export", "encoder", "evaluation", "runs", "run_store"),
-    *("encoder_cache", "submission", "worklog", "worker", "supervisor", "run_api"),
+    *("training", "artifact", "onnx_export", "encoder", "evaluation", "quantization"),
+    *("runs", "run_store", "encoder_cache", "submission", "worklog", "worker", "supervisor"),
+    "run_api",
 )
 # What `import finetuner` loads: at module level only a few light modules of the core.
 CLIENT = ("__init__", "api", "client", "experiment", "inference", "run")
