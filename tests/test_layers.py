@@ -24,12 +24,16 @@ ORDER = (
         "files",
         "data",
         "csv_file",
+        "pairs",
         "wire",
     ),
     *("datastore", "backbones", "device", "pooling", "tokens", "model_folder", "head", "models"),
-    *("adaptation", "batching", "losses"),
+    *("adaptation", "batching", "losses", "pair_losses", "objective", "optimization"),
+    *("training_set", "gradients", "collapse", "hard_negatives", "checkpoint"),
     *("training", "artifact", "onnx_export", "encoder", "evaluation", "quantization"),
-    *("runs", "run_store", "encoder_cache", "submission", "worklog", "worker", "supervisor"),
+    *("verdict", "runs", "run_store", "encoder_cache", "submission"),
+    *("monitoring", "run_evaluation", "publishing", "stopping", "worklog", "job", "worker"),
+    "supervisor",
     "run_api",
 )
 # What `import finetuner` loads: at module level only a few light modules of the core.
