@@ -86,6 +86,8 @@ class Manifest:
     :param max_length: Tokens a text is cut to.
     :param input_names: What the model takes.
     :param metrics: ``{"before": {…}, "after": {…}}``, empty without evaluation.
+    :param verdicts: By evaluation, whether the model improved, is unchanged or REGRESSED.
+    :param dimensions: Lengths that the vectors may be cut to, when it was trained for that.
     :param has_onnx: Whether ``onnx/model.onnx`` is there.
     :param created_at: ISO 8601.
     :param variants: 8-bit graphs that are there.
@@ -106,6 +108,8 @@ class Manifest:
     format_version: int = FORMAT_VERSION
     variants: tuple[VariantFigures, ...] = ()
     refused_variants: tuple[VariantFigures, ...] = ()
+    verdicts: dict[str, Any] = field(default_factory=dict)
+    dimensions: tuple[int, ...] = ()
     files: dict[str, Any] = field(default_factory=dict)
 
 

@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from finetuner.backbones import check_available
+from finetuner.adaptation import LoRAOptions, check_lora_available
+from finetuner.backbones import check_available, locate_on_disk
 from finetuner.callback import EvaluationCallback
 from finetuner.config import CallbackConfig, RunConfig
 from finetuner.data import LabelledTexts, from_rows, prepare_training
@@ -14,9 +15,9 @@ from finetuner.datastore import DataStore
 from finetuner.device import resolve_device
 from finetuner.errors import ConfigError
 from finetuner.evaluation import EvaluationSet
-from finetuner.models import ModelOptions
+from finetuner.models import ModelOptions, check_options
 from finetuner.run_store import RunStore
-from finetuner.runs import TRAIN_FILE, Run, evaluation_file
+from finetuner.runs import TRAIN_FILE, VALIDATION_FILE, Run, evaluation_file
 from finetuner.schema import read
 from finetuner.training import check_training
 
@@ -33,7 +34,7 @@ def submit(request: dict[str, Any], workspace: Path, *, allow_cpu_fallback: bool
     :raises RunExistsError: When the name is taken.
     """
     config = read(RunConfig, request, "fit")
-    read(ModelOptions, config.model_options, "model_options")
+    _check_model(config, workspace)
     check_training(config)
     _, warning = resolve_device(config.device)
     if warning and not allow_cpu_fallback:
@@ -43,10 +44,33 @@ def submit(request: dict[str, Any], workspace: Path, *, allow_cpu_fallback: bool
     store = DataStore(workspace)
     data = {TRAIN_FILE: _texts(config.train_data, store, "train_data")}
     prepare_training(data[TRAIN_FILE])
-    for number, callback in enumerate(config.evaluations()):
+    if config.eval_data is not None:
+        data[VALIDATION_FILE] = _texts(config.eval_data, store, "eval_data")
+        prepare_training(data[VALIDATION_FILE])
+    for number, callback in enumerate(config.callbacks_of(EvaluationCallback)):
         data |= _evaluation_data(number, callback, store)
-    check_available(config.model, workspace)
     return RunStore(workspace).create(_without_data(config), data)
+
+
+def _check_model(config: RunConfig, workspace: Path) -> None:
+    """Refuse options that the model cannot have, by what its small files say."""
+    options = read(ModelOptions, config.model_options, "model_options")
+    if config.output_dim is not None:
+        options = dataclasses.replace(options, output_dim=config.output_dim)
+    if config.lora is not None:
+        read(LoRAOptions, config.lora, "lora")
+        check_lora_available()
+        if config.freeze:
+            raise ConfigError("lora and freeze exclude each other; leave one out")
+    if config.eval_data is not None and config.val_split:
+        raise ConfigError("eval_data and val_split are two ways to one thing; leave one out")
+    if config.model_artifact is not None:
+        RunStore(workspace).find_artifact(config.model_artifact)
+        return
+    check_available(config.model, workspace)
+    folder = locate_on_disk(config.model, workspace)
+    if folder is not None:
+        check_options(folder, options)
 
 
 def _texts(source: Any, store: DataStore, where: str) -> LabelledTexts:
@@ -86,5 +110,8 @@ def _without_data(config: RunConfig) -> RunConfig:
         for callback in config.callbacks
     )
     return dataclasses.replace(
-        config, train_data=_described(config.train_data), callbacks=callbacks
+        config,
+        train_data=_described(config.train_data),
+        eval_data=_described(config.eval_data),
+        callbacks=callbacks,
     )

@@ -107,6 +107,8 @@ def test_what_the_manifest_holds(packed, folder):
         "format_version": 1,
         "variants": [],
         "refused_variants": [],
+        "verdicts": {},
+        "dimensions": [],
         "files": _DIGESTS,
     }
 
