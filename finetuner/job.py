@@ -47,6 +47,7 @@ from finetuner.schema import read
 from finetuner.stopping import StopSignal
 from finetuner.training import EpochEnd, Progress, TrainingHooks, train
 from finetuner.training_set import split_data
+from finetuner.verdict import Outcome
 from finetuner.worklog import EpochLine
 
 logger = logging.getLogger(__name__)
@@ -230,8 +231,8 @@ class Job:
         )
         self._checkpoints.clear()
         logger.info("Finished 🚀")
-        outcomes = [f"{caption} {verdict.outcome.value}" for caption, verdict in verdicts.items()]
-        return "; ".join(["Run finished", *outcomes])
+        worse = [name for name, verdict in verdicts.items() if verdict.outcome is Outcome.REGRESSED]
+        return "; ".join(["Run finished", *(f"{name} {Outcome.REGRESSED.value}" for name in worse)])
 
     def _state(self) -> dict[str, Any]:
         return {
