@@ -76,18 +76,21 @@ class Experiment:
         train_data: Data,
         run_name: str | None = None,
         *,
+        eval_data: Data = None,
         csv_options: CSVOptions | None = None,
         callbacks: Sequence[Any] | None = None,
         **settings: Any,
     ) -> Run:
         """Start a run.
 
+        :param eval_data: For a validation loss, in the forms of ``train_data``.
         :param settings: The other arguments of ``finetuner.fit``.
         :raises ConfigError, DataError: As ``finetuner.fit``.
         """
         body = {
             "model": model,
             "train_data": wire_data(train_data, csv_options),
+            "eval_data": None if eval_data is None else wire_data(eval_data, csv_options),
             "run_name": run_name or "",
             "experiment_name": self.name,
             "callbacks": [_wire_callback(callback, csv_options) for callback in callbacks or ()],
