@@ -11,8 +11,8 @@ from docarray import DocumentArray
 
 from finetuner.client import Client, experiment_path, run_path
 from finetuner.csv_file import CSVOptions, read_csv
-from finetuner.data import from_documents
 from finetuner.errors import ConfigError
+from finetuner.pairs import read_documents
 from finetuner.run import Run
 
 # What data may be: a stored name, a CSV path or open file, a DocumentArray, or rows.
@@ -108,7 +108,7 @@ def wire_data(data: Data, csv_options: CSVOptions | None) -> Any:
     :raises ConfigError: When it is none of these.
     """
     if isinstance(data, DocumentArray):
-        return list(from_documents(data).rows())
+        return list(read_documents(data).rows())
     if isinstance(data, str) and not Path(data).is_file():
         return data
     if isinstance(data, str | Path) or hasattr(data, "read"):

@@ -24,12 +24,11 @@ from finetuner.callback import (
     WiSEFTCallback,
 )
 from finetuner.checkpoint import CheckpointStore
-from finetuner.data import TrainingData, prepare_training, read_jsonl
+from finetuner.data import TrainingData
 from finetuner.device import resolve_device
-from finetuner.losses import CENTRE_LOSSES
 from finetuner.models import LoadedModel, ModelOptions, load_model, save_model
 from finetuner.monitoring import BestWeights, StopWatch
-from finetuner.pairs import PairData
+from finetuner.pairs import PairData, read_data
 from finetuner.publishing import Publisher
 from finetuner.run_evaluation import RunEvaluations
 from finetuner.run_store import RunStore
@@ -46,7 +45,7 @@ from finetuner.runs import (
 from finetuner.schema import read
 from finetuner.stopping import StopSignal
 from finetuner.training import EpochEnd, Progress, TrainingHooks, train
-from finetuner.training_set import split_data
+from finetuner.training_set import describe, prepare, split
 from finetuner.verdict import Outcome
 from finetuner.worklog import EpochLine
 
@@ -138,18 +137,12 @@ class Job:
 
     def _read_data(self) -> tuple[TrainingData | PairData, TrainingData | PairData | None]:
         folder, config = self._run.folder / "data", self._config
-        data = prepare_training(read_jsonl(folder / TRAIN_FILE))
-        logger.info(
-            "%d texts with %d labels; left out: %d repeated, %d under several labels",
-            len(data.texts), data.n_classes, data.n_repeated, data.n_ambiguous,
-        )  # fmt: skip
+        data = prepare(config.loss, read_data(folder / TRAIN_FILE))
+        logger.info(describe(data))
         if (folder / VALIDATION_FILE).exists():
-            return data, prepare_training(read_jsonl(folder / VALIDATION_FILE))
+            return data, prepare(config.loss, read_data(folder / VALIDATION_FILE))
         if config.val_split:
-            by_label = config.loss not in CENTRE_LOSSES
-            kept, held = split_data(data, config.val_split, by_label=by_label, seed=config.seed)
-            logger.info("%d texts are kept for the validation loss", len(held.texts))
-            return kept, held
+            return split(data, config=config)
         return data, None
 
     def _hooks(self) -> TrainingHooks:

@@ -10,16 +10,18 @@ from finetuner.adaptation import LoRAOptions, check_lora_available
 from finetuner.backbones import check_available, locate_on_disk
 from finetuner.callback import EvaluationCallback
 from finetuner.config import CallbackConfig, RunConfig
-from finetuner.data import LabelledTexts, from_rows, prepare_training
+from finetuner.data import LabelledTexts
 from finetuner.datastore import DataStore
 from finetuner.device import resolve_device
 from finetuner.errors import ConfigError
 from finetuner.evaluation import EvaluationSet
 from finetuner.models import ModelOptions, check_options
+from finetuner.pairs import Texts, as_labelled, read_rows
 from finetuner.run_store import RunStore
 from finetuner.runs import TRAIN_FILE, VALIDATION_FILE, Run, evaluation_file
 from finetuner.schema import read
 from finetuner.training import check_training
+from finetuner.training_set import prepare
 
 
 def submit(request: dict[str, Any], workspace: Path, *, allow_cpu_fallback: bool = True) -> Run:
@@ -43,10 +45,10 @@ def submit(request: dict[str, Any], workspace: Path, *, allow_cpu_fallback: bool
         )
     store = DataStore(workspace)
     data = {TRAIN_FILE: _texts(config.train_data, store, "train_data")}
-    prepare_training(data[TRAIN_FILE])
+    prepare(config.loss, data[TRAIN_FILE])
     if config.eval_data is not None:
         data[VALIDATION_FILE] = _texts(config.eval_data, store, "eval_data")
-        prepare_training(data[VALIDATION_FILE])
+        prepare(config.loss, data[VALIDATION_FILE])
     for number, callback in enumerate(config.callbacks_of(EvaluationCallback)):
         data |= _evaluation_data(number, callback, store)
     return RunStore(workspace).create(_without_data(config), data)
@@ -73,11 +75,11 @@ def _check_model(config: RunConfig, workspace: Path) -> None:
         check_options(folder, options)
 
 
-def _texts(source: Any, store: DataStore, where: str) -> LabelledTexts:
+def _texts(source: Any, store: DataStore, where: str) -> Texts:
     if isinstance(source, str):
         return store.texts(source)
     if isinstance(source, list):
-        return from_rows(source)
+        return read_rows(source)
     raise ConfigError(
         f"{where} must be the name of stored data or a list of [text, label] rows"
         + ("; it is missing" if source is None else f", got {type(source).__name__}")
@@ -87,11 +89,11 @@ def _texts(source: Any, store: DataStore, where: str) -> LabelledTexts:
 def _evaluation_data(
     number: int, callback: EvaluationCallback, store: DataStore
 ) -> dict[str, LabelledTexts]:
-    queries = _texts(callback.query_data, store, "EvaluationCallback.query_data")
+    queries = as_labelled(_texts(callback.query_data, store, "EvaluationCallback.query_data"))
     files = {evaluation_file(number, "query"): queries}
     index = None
     if callback.index_data is not None:
-        index = _texts(callback.index_data, store, "EvaluationCallback.index_data")
+        index = as_labelled(_texts(callback.index_data, store, "EvaluationCallback.index_data"))
         files[evaluation_file(number, "index")] = index
     EvaluationSet.create(queries, index, callback=callback)
     return files

@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 
 from finetuner.batching import BatchPlan
 from finetuner.config import RunConfig
-from finetuner.data import TrainingData
+from finetuner.data import LabelledTexts, TrainingData, prepare_training
+from finetuner.errors import ConfigError
+from finetuner.losses import CENTRE_LOSSES
+from finetuner.objective import Need, needed_data
 from finetuner.pair_losses import Targets
-from finetuner.pairs import PairData
+from finetuner.pairs import PairData, TextPairs, Texts, as_labelled, prepare_pairs
 from finetuner.tokens import TextTokenizer, TokenTable
 
 Positions = NDArray[np.int64]
@@ -143,6 +146,40 @@ class PairSet:
         return Batch(positions, targets)
 
 
+def prepare(loss: str, data: Texts) -> TrainingData | PairData:
+    """Clean data in the form that a loss works on.
+
+    :param loss: Its name.
+    :param data: As they were read. Pairs without scores and negatives become labels where a loss needs
+        these: texts that pairs link share one.
+    :raises ConfigError: When the loss works on another form.
+    :raises DataError: When nothing can be learnt from the data.
+    """
+    need = needed_data(loss)
+    if need is Need.LABELS and _form(data) in (Need.LABELS, Need.PAIRS):
+        if isinstance(data, LabelledTexts) or not data.has_negatives:
+            return prepare_training(as_labelled(data))
+    elif isinstance(data, TextPairs) and need is _form(data):
+        return prepare_pairs(data)
+    raise ConfigError(
+        f"{loss} trains on {need.value}, and these data are {_form(data).value}: "
+        f"{_LOSSES_FOR[_form(data)]}"
+    )
+
+
+_LOSSES_FOR = {
+    Need.LABELS: "take SupConLoss, or give rows `anchor, positive`",
+    Need.PAIRS: "take MultipleNegativesRankingLoss, or, without negatives, a loss of labels",
+    Need.SCORES: "take CoSENTLoss or CosineSimilarityLoss",
+}
+
+
+def _form(data: Texts) -> Need:
+    if isinstance(data, LabelledTexts):
+        return Need.LABELS
+    return Need.SCORES if data.has_scores else Need.PAIRS
+
+
 def create_set(
     data: TrainingData | PairData, tokenizer: TextTokenizer, *, config: RunConfig
 ) -> TrainingSet:
@@ -150,6 +187,29 @@ def create_set(
     if isinstance(data, PairData):
         return PairSet.create(data, tokenizer, config=config)
     return LabelSet.create(data, tokenizer, config=config)
+
+
+def describe(data: TrainingData | PairData) -> str:
+    """Return what the data are and what was left out, for the log."""
+    if isinstance(data, PairData):
+        return (
+            f"{len(data.pairs)} pairs of {len(data.texts)} texts; left out: {data.n_repeated} repeated, "
+            f"{data.n_ambiguous} contradictory"
+        )
+    return (
+        f"{len(data.texts)} texts with {data.n_classes} labels; left out: {data.n_repeated} repeated, "
+        f"{data.n_ambiguous} under several labels"
+    )
+
+
+def split(
+    data: TrainingData | PairData, *, config: RunConfig
+) -> tuple[TrainingData | PairData, TrainingData | PairData]:
+    """Keep ``val_split`` of the data for a validation loss; training and validation data."""
+    if isinstance(data, PairData):
+        return split_pairs(data, config.val_split, seed=config.seed)
+    by_label = config.loss not in CENTRE_LOSSES
+    return split_data(data, config.val_split, by_label=by_label, seed=config.seed)
 
 
 def split_data(
@@ -178,6 +238,27 @@ def split_data(
             place[members] = np.arange(len(members)) / max(1, len(members))
         held = place >= 1 - share
     return _subset(data, ~held), _subset(data, held)
+
+
+def split_pairs(data: PairData, share: float, *, seed: int) -> tuple[PairData, PairData]:
+    """Keep a share of pairs for a validation loss, whole groups of linked texts where they are not scored.
+
+    :param data: The pairs.
+    :param share: Above 0, below 1.
+    :param seed: Of the choice.
+    :returns: Training and validation data; both hold all texts, and pairs of their own.
+    """
+    generator = np.random.default_rng(seed)
+    groups = data.classes[data.pairs[:, 0]] if data.scores is None else np.arange(len(data.pairs))
+    different = np.unique(groups)
+    n_held = max(2, round(share * len(different)))
+    held = np.isin(groups, generator.permutation(different)[:n_held])
+    return _of_pairs(data, ~held), _of_pairs(data, held)
+
+
+def _of_pairs(data: PairData, chosen: NDArray[np.bool_]) -> PairData:
+    scores = None if data.scores is None else data.scores[chosen]
+    return replace(data, pairs=data.pairs[chosen], negatives=data.negatives[chosen], scores=scores)
 
 
 def _subset(data: TrainingData, chosen: NDArray[np.bool_]) -> TrainingData:

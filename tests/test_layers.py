@@ -23,8 +23,8 @@ ORDER = (
         "metrics",
         "files",
         "data",
-        "csv_file",
         "pairs",
+        "csv_file",
         "wire",
     ),
     *("datastore", "backbones", "device", "pooling", "tokens", "model_folder", "head", "models"),
@@ -39,7 +39,18 @@ ORDER = (
 # What `import finetuner` loads: at module level only a few light modules of the core.
 CLIENT = ("__init__", "api", "client", "experiment", "inference", "run")
 LIGHT = (
-    *("errors", "schema", "names", "callback", "config", "files", "data", "csv_file", "backbones"),
+    *(
+        "errors",
+        "schema",
+        "names",
+        "callback",
+        "config",
+        "files",
+        "data",
+        "pairs",
+        "csv_file",
+        "backbones",
+    ),
 )
 # The edge: the gateway, the service and the command line.
 EDGE = ("cli", "flow_calls", "http_api", "http_messages", "hub_routes", "openapi", "serve")
