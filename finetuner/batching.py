@@ -29,7 +29,7 @@ Group = NDArray[np.int64]
 class BatchPlan:
     """How the batches of every epoch are made.
 
-    :param classes: *Shape:* ``(n_texts,)`` int64; class numbers from 0.
+    :param classes: *Shape:* ``(n_texts,)`` int64; class numbers from 0, perhaps with gaps.
     :param lengths: *Shape:* ``(n_texts,)`` int64; tokens of each text.
     :param batch_size: Texts in a batch at most, at least 2.
     :param items_per_class: Texts of one class that are put together, at least 1.
@@ -101,7 +101,7 @@ class BatchPlan:
         borders = np.cumsum(np.bincount(self.classes))[:-1]
         groups: list[Group] = []
         places: list[NDArray[np.float64]] = []
-        for members in np.split(by_class, borders):
+        for members in filter(len, np.split(by_class, borders)):
             cut = np.array_split(members, self._n_groups(len(members)))
             groups += cut
             places.append((np.arange(len(cut)) + generator.random(len(cut))) / len(cut))

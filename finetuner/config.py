@@ -198,6 +198,9 @@ class RunConfig:
         default=(),
     )
     callbacks: tuple[CallbackConfig, ...] = documented("what happens beside training", default=())
+    n_processes: int = documented(
+        "processes that train together, each on a part of every batch; one for each GPU", default=1
+    )
     seed: int = documented("of batches and dropout, at least 0", default=0)
 
     def __post_init__(self) -> None:
@@ -211,6 +214,7 @@ class RunConfig:
             ("seed", 0, 2**63 - 1),
             ("val_split", 0, 0.9),
             ("accumulation_steps", 1, 100_000),
+            ("n_processes", 1, 1024),
             ("gradient_cache_size", 1, 100_000),
             ("output_dim", 1, 100_000),
             ("max_gradient_norm", 1e-9, 1e9),

@@ -135,6 +135,23 @@ class Job:
             "%d of %d weights are trained", n_trained, sum(p.numel() for p in model.parameters())
         )
 
+    def follow(self) -> None:
+        """Train along as one of several processes; the first one evaluates, reports and publishes."""
+        saved = self._checkpoints.newest()
+        self._loaded = self._load()
+        self._adapt()
+        device, _ = resolve_device(self._config.device)
+        data, validation = self._read_data()
+        train(
+            self._loaded,
+            data,
+            config=self._config,
+            device=device,
+            hooks=TrainingHooks(lambda _: None, lambda _: None),
+            validation_data=validation,
+            resume_from=saved,
+        )
+
     def _read_data(self) -> tuple[TrainingData | PairData, TrainingData | PairData | None]:
         folder, config = self._run.folder / "data", self._config
         data = prepare(config.loss, read_data(folder / TRAIN_FILE))

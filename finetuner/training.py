@@ -276,7 +276,7 @@ class Trainer:
                 return True
             if self._at.step % self._config.accumulation_steps or self._at.step == len(batches):
                 continue  # within a step of the optimizer, or at the epoch's end, which saves too
-            is_stopping = self._hooks.is_stopping()
+            is_stopping = self._agreed(self._hooks.is_stopping)
             is_due = time.monotonic() - self._saved_at > self._config.checkpoint_interval_s
             if is_due or is_stopping:
                 self._save(checkpoints)
@@ -306,6 +306,12 @@ class Trainer:
             if not self._steps_by_epoch:
                 self._scheduler.step()
         return result
+
+    def _agreed(self, ask: Callable[[], bool]) -> bool:
+        """Return the first process's answer, in all processes."""
+        answer = [ask() if self._accelerator.is_main_process else False]
+        broadcast_object_list(answer)
+        return answer[0]
 
     def _zero_gradients(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
@@ -338,11 +344,7 @@ class Trainer:
             self._at.total_loss / max(1, self._at.step),
             self._validation_loss(validation_set) if validation_set else None,
         )
-        answer = [False]
-        if self._accelerator.is_main_process:
-            answer = [bool(self._hooks.on_epoch_end(end))]
-        broadcast_object_list(answer)
-        self._at.is_over |= answer[0]
+        self._at.is_over |= self._agreed(lambda: bool(self._hooks.on_epoch_end(end)))
         if self._config.hard_negatives and self._at.epoch < self._config.epochs:
             self._mine()
         self._at.epoch += 1

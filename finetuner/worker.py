@@ -7,10 +7,13 @@ Exit codes: 0 finished, 1 failed with the cause in state and log, 75 stopped and
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import traceback
 from pathlib import Path
+
+from rich.console import Console
 
 from finetuner.runs import EXIT_STOPPED, STOPPED, Run, Status
 from finetuner.stopping import Stopped, StopSignal
@@ -22,9 +25,14 @@ logger = logging.getLogger("finetuner.worker")  # __name__ is __main__ here
 def main(run_dir: str) -> int:
     """Train one run and return the exit code.
 
+    Started several times by ``torchrun``, the processes train together: the first does all that is said
+    here, the others only compute.
+
     :param run_dir: The run's folder.
     """
     run = Run(Path(run_dir).resolve())
+    if os.environ.get("RANK", "0") != "0":
+        return _follow(run)
     stop = StopSignal()
     with run.locked(), open_log(run.folder / "log.txt") as console:
         signal.signal(signal.SIGTERM, stop)
@@ -50,6 +58,16 @@ def main(run_dir: str) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         run.set_state(Status.FINISHED, details)
         return 0
+
+
+def _follow(run: Run) -> int:
+    # The first process says when to stop; one that left alone would leave it waiting.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from finetuner.job import Job
+
+    Job(run, Console(stderr=True), StopSignal()).follow()
+    return 0
 
 
 if __name__ == "__main__":
