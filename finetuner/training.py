@@ -19,6 +19,7 @@ from finetuner.collapse import CollapseWatch, Verdict
 from finetuner.config import DEFAULT_LOSS_LEARNING_RATE, RunConfig
 from finetuner.data import TrainingData
 from finetuner.device import build_accelerator
+from finetuner.dropout import use_byte_dropout
 from finetuner.errors import ConfigError, TrainingError
 from finetuner.gradients import BatchResult, GradientComputer
 from finetuner.hard_negatives import mine
@@ -197,6 +198,8 @@ class Trainer:
         self._config, self._hooks, self._set = config, hooks, training_set
         self._accelerator = build_accelerator(config.precision, device)
         self._model = loaded.model.to(self._accelerator.device)
+        if self._accelerator.device.type == "cpu":
+            use_byte_dropout(self._model)
         self._objective = build_objective(
             config, n_classes=int(training_set.classes.max()) + 1, dim=loaded.model.dim
         ).to(self._accelerator.device)
