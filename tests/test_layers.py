@@ -22,13 +22,14 @@ ORDER = (
         "config",
         "metrics",
         "files",
+        "lock",
         "data",
         "csv_file",
         "wire",
     ),
     *("datastore", "backbones", "device", "pooling", "tokens", "models", "batching", "losses"),
-    *("training", "artifact", "onnx_export", "encoder", "evaluation", "lock", "runs"),
-    *("run_store", "encoder_cache", "submission", "worklog", "worker", "supervisor", "run_api"),
+    *("training", "artifact", "onnx_export", "encoder", "evaluation", "runs", "run_store"),
+    *("encoder_cache", "submission", "worklog", "worker", "supervisor", "run_api"),
 )
 # What `import finetuner` loads: at module level only a few light modules of the core.
 CLIENT = ("__init__", "api", "client", "experiment", "inference", "run")
