@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shutil
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from operator import itemgetter
@@ -95,7 +95,7 @@ class RunStore:
         for path in self._root.glob(f"{experiment_name or '*'}/*/spec.json"):
             run = Run(path.parent)
             if not run.experiment_name.startswith("."):
-                with suppress(RunNotFoundError):  # deleted since the folder was listed
+                with contextlib.suppress(RunNotFoundError):  # deleted since the folder was listed
                     runs.append((run.spec()["created_at"], run.name, run))
         return [run for _, _, run in sorted(runs, key=itemgetter(0, 1))]
 
