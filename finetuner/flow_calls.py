@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from docarray import DocumentArray
+from google.protobuf.message import DecodeError
 from jina.types.request.data import DataRequest
 
 from finetuner.errors import (
@@ -22,16 +23,26 @@ _ERROR = 1  # StatusProto.ERROR
 # The HTTP paths, for gRPC clients: `/runs/NAME/status` is `/status` with the parameter run_name.
 _RUN_PATH = re.compile(r"/runs/(?P<run_name>[^/]+)(?P<view>/(status|logs|metrics|examples))?")
 _INTERNAL = "internal error; the server's log has it"
+_UNREADABLE = (
+    "the request cannot be read: parameters and tags may not hold NaN or infinity, nor nest deeper "
+    "than 30 levels"
+)
 
 
 def request_for(
     endpoint: str, docs: DocumentArray | None, parameters: dict[str, Any]
 ) -> DataRequest:
-    """Return a request to an endpoint."""
+    """Return a request to an endpoint.
+
+    :raises MalformedRequestError: When the parameters nest too deep.
+    """
     request = DataRequest()
     request.data.docs = DocumentArray() if docs is None else docs
     request.header.exec_endpoint = endpoint
-    request.parameters = parameters
+    try:
+        request.parameters = parameters
+    except RecursionError as exc:
+        raise MalformedRequestError(_UNREADABLE) from exc
     return request
 
 
@@ -41,12 +52,14 @@ def admit(request: DataRequest, endpoints: set[str]) -> None:
     :param request: From a client.
     :param endpoints: What the Flow's executors serve.
     :raises EndpointNotFoundError: When none serves the endpoint; Jina would echo the request.
-    :raises MalformedRequestError: When the parameters hold NaN or infinity, or nest too deep.
+    :raises MalformedRequestError: When the bytes are no request, or the parameters hold NaN or
+        infinity, or nest too deep.
     """
     try:
+        # Jina parses the bytes here, and protobuf refuses NaN only when it is read.
         endpoint, parameters = request.header.exec_endpoint, request.parameters
-    except (ValueError, RecursionError) as exc:  # protobuf refuses NaN only when it is read
-        raise MalformedRequestError(f"the parameters cannot be read: {exc}") from exc
+    except (DecodeError, ValueError, RecursionError) as exc:
+        raise MalformedRequestError(_UNREADABLE) from exc
     if endpoint not in endpoints and (match := _RUN_PATH.fullmatch(endpoint)):
         endpoint = match["view"] or "/run"
         request.parameters = {**parameters, "run_name": match["run_name"]}
@@ -62,6 +75,7 @@ def admit(request: DataRequest, endpoints: set[str]) -> None:
 def refusal(request: DataRequest, error: FinetunerError) -> DataRequest:
     """Return a response that says why a request was not passed on."""
     response = DataRequest()
+    # The header is there even when the parameters behind it could not be read.
     response.header.request_id = request.header.request_id
     response.header.exec_endpoint = request.header.exec_endpoint
     response.add_exception(error)
@@ -78,12 +92,22 @@ def error_of(response: DataRequest) -> FinetunerError | None:
     if status.code != _ERROR:
         return None
     cls = error_class(status.exception.name)
+    if cls is None and _is_unreadable(status.exception):
+        return MalformedRequestError(_UNREADABLE)
     if cls is None:
         return FinetunerServerError("The executor failed", _INTERNAL, 500)
     message = status.exception.args[0] if status.exception.args else status.exception.name
     if issubclass(cls, FinetunerServerError):
         return cls(message, _INTERNAL, 500)
     return cls(message)
+
+
+def _is_unreadable(exception: Any) -> bool:
+    """Whether an executor could not read the documents, which Jina does before it calls ours."""
+    name, args = exception.name, exception.args
+    return name == "DecodeError" or (
+        name == "ValueError" and bool(args) and args[0].startswith("Fail to serialize")
+    )
 
 
 def clean(response: DataRequest) -> DataRequest:

@@ -7,16 +7,13 @@ the two cannot give different answers.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from docarray import DocumentArray
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, StreamingResponse
-from starlette.exceptions import HTTPException
 
 from finetuner import __version__
 from finetuner.config import DEFAULT_EXPERIMENT
@@ -24,19 +21,17 @@ from finetuner.data import check_text
 from finetuner.errors import (
     ConfigError,
     DataError,
-    EndpointNotFoundError,
-    FinetunerError,
+    RunNotFoundError,
+    RunPreparingError,
 )
-from finetuner.http_messages import error_response, json_response, query, read_body
+from finetuner.http_messages import add_error_handlers, flag, json_response, query, read_body
 from finetuner.hub_routes import add_hub_routes
 from finetuner.openapi import ENCODE_BODY, ENCODE_RESULT, ERROR, FIT_BODY, RUN, described
 from finetuner.run_store import RunStore
-from finetuner.schema import nearest
 from finetuner.wire import DRY_RUN, json_document, packed_texts, read_json_document
 
 Call = Callable[[str, DocumentArray | None, dict[str, Any]], Awaitable[DocumentArray]]
 
-logger = logging.getLogger(__name__)
 _FOLLOW_INTERVAL_S = 0.5
 
 
@@ -54,7 +49,7 @@ def build_app(call: Call, workspace: Path) -> FastAPI:
         # DELETE /runs/ (a run whose name came out empty) must not become DELETE /runs.
         redirect_slashes=False,
     )
-    _add_error_handlers(app)
+    add_error_handlers(app)
     _add_health(app, call)
     _add_encode(app, call)
     _add_fit(app, call)
@@ -63,37 +58,6 @@ def build_app(call: Call, workspace: Path) -> FastAPI:
     _add_experiments(app, call)
     add_hub_routes(app, workspace)
     return app
-
-
-def _add_error_handlers(app: FastAPI) -> None:
-    @app.exception_handler(FinetunerError)
-    async def known_error(_request: Request, error: FinetunerError) -> Response:
-        return error_response(error)
-
-    @app.exception_handler(RequestValidationError)
-    async def wrong_field(_request: Request, error: RequestValidationError) -> Response:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        return error_response(ConfigError(f"{where}: {problem['msg']}"))
-
-    @app.exception_handler(HTTPException)
-    async def routing_error(request: Request, error: HTTPException) -> Response:
-        if error.status_code == 404:
-            paths = [getattr(route, "path", "") for route in app.routes]
-            shown = request.url.path[:100]
-            error_ = EndpointNotFoundError(
-                f"unknown endpoint `{shown}`{nearest(shown, paths)} see /docs"
-            )
-            return error_response(error_)
-        return json_response({"error": "HTTPException", "detail": error.detail}, error.status_code)
-
-    @app.exception_handler(Exception)
-    async def unforeseen_error(_request: Request, error: Exception) -> Response:
-        logger.error("unforeseen error", exc_info=error)
-        return json_response(
-            {"error": "FinetunerServerError", "detail": "internal error; the server's log has it"},
-            500,
-        )
 
 
 def _add_health(app: FastAPI, call: Call) -> None:
@@ -118,6 +82,7 @@ def _add_encode(app: FastAPI, call: Call) -> None:
         responses={200: ENCODE_RESULT, 404: ERROR, 422: ERROR},
     )
     async def encode(request: Request) -> Response:
+        query(request)
         body = await read_body(request, ("data", "parameters"))
         rows = [_encode_row(row, i) for i, row in enumerate(_list(body.get("data")), start=1)]
         parameters = {} if body.get("parameters") is None else body["parameters"]
@@ -146,6 +111,8 @@ def _encode_row(row: Any, number: int) -> tuple[str | None, str]:
             f"data[{number - 1}] must have the field text, and perhaps id, and no other"
         )
     id_ = row.get("id")
+    if isinstance(id_, bool) or not isinstance(id_, str | int | None):
+        raise DataError(f"data[{number - 1}]: the id must be a string or a whole number")
     return (None if id_ is None else str(id_)), check_text(row["text"], f"data[{number - 1}]")
 
 
@@ -159,6 +126,7 @@ def _add_fit(app: FastAPI, call: Call) -> None:
         responses={201: RUN, 400: ERROR, 404: ERROR, 409: ERROR, 413: ERROR, 422: ERROR},
     )
     async def fit(request: Request) -> Response:
+        query(request)
         body = await read_body(request)
         return json_response(read_json_document(await call("/fit", json_document(body), {})), 201)
 
@@ -207,7 +175,7 @@ def _add_run_files(app: FastAPI, call: Call, workspace: Path) -> None:
     )
     async def logs(run_name: str, request: Request) -> Response:
         parameters = _parameters(request, run_name, "follow")
-        if parameters.pop("follow", "false").lower() not in ("true", "1"):
+        if not flag(parameters, "follow"):
             answer = read_json_document(await call("/logs", None, parameters))
             return Response(answer["text"], media_type="text/plain; charset=utf-8")
         await call("/status", None, parameters)  # an unknown run is a 404, not an empty stream
@@ -229,35 +197,41 @@ def _add_run_files(app: FastAPI, call: Call, workspace: Path) -> None:
 
 
 async def _follow(call: Call, parameters: dict[str, Any]) -> AsyncIterator[str]:
-    offset = 0
-    while True:
-        answer = read_json_document(await call("/logs", None, {**parameters, "offset": offset}))
-        offset = answer["offset"]
-        yield answer["text"]
-        if answer["ended"]:
+    """Yield a run's log from its start until the run has ended, or is deleted."""
+    offset, ended = 0, False
+    while not ended:
+        try:
+            answer = read_json_document(await call("/logs", None, {**parameters, "offset": offset}))
+        except RunPreparingError:  # it waits in the queue
+            pass
+        except RunNotFoundError:
             return
-        await asyncio.sleep(_FOLLOW_INTERVAL_S)
+        else:
+            offset, ended = answer["offset"], answer["ended"]
+            yield answer["text"]
+        if not ended:
+            await asyncio.sleep(_FOLLOW_INTERVAL_S)
 
 
 def _add_experiments(app: FastAPI, call: Call) -> None:
-    async def ask(endpoint: str, **parameters: Any) -> Response:
+    async def ask(request: Request, endpoint: str, **parameters: Any) -> Response:
+        query(request)
         return json_response(read_json_document(await call(endpoint, None, parameters)))
 
     @app.get("/experiments", tags=["experiments"], summary="List experiments")
     async def list_experiments(request: Request) -> Response:
-        query(request)
-        return await ask("/experiments")
+        return await ask(request, "/experiments")
 
     @app.get("/experiments/{name}", tags=["experiments"], summary="An experiment")
-    async def get_experiment(name: str) -> Response:
-        return await ask("/experiment", experiment_name=name)
+    async def get_experiment(name: str, request: Request) -> Response:
+        return await ask(request, "/experiment", experiment_name=name)
 
     @app.put(
         "/experiments/{name}", tags=["experiments"], summary="Create an experiment, or find it"
     )
-    async def create_experiment(name: str) -> Response:
-        return await ask("/experiment/create", experiment_name=name)
+    async def create_experiment(name: str, request: Request) -> Response:
+        return await ask(request, "/experiment/create", experiment_name=name)
 
     @app.delete("/experiments/{name}", tags=["experiments"], summary="Delete it and its runs")
-    async def delete_experiment(name: str) -> Response:
-        return await ask("/experiment/delete", experiment_name=name)
+    async def delete_experiment(name: str, request: Request) -> Response:
+        return await ask(request, "/experiment/delete", experiment_name=name)

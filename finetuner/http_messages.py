@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import orjson
-from fastapi import Request, Response
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 
-from finetuner.errors import ConfigError, FinetunerError, MalformedRequestError, TooLargeError
+from finetuner.errors import (
+    ConfigError,
+    EndpointNotFoundError,
+    FinetunerError,
+    MalformedRequestError,
+    TooLargeError,
+)
 from finetuner.schema import nearest
 
+logger = logging.getLogger(__name__)
 MAX_BODY_BYTES = 32 * 2**20
 
 
@@ -70,3 +80,51 @@ def query(request: Request, *known: str) -> dict[str, Any]:
                 f"unknown query field `{key}`{nearest(key, known)} known: {', '.join(known) or 'none'}"
             )
     return dict(request.query_params)
+
+
+def flag(parameters: dict[str, Any], name: str) -> bool:
+    """Take a flag out of query parameters; one that is not there is false.
+
+    :raises ConfigError: When it is neither true, false, 1 nor 0.
+    """
+    allowed = {"true": True, "1": True, "false": False, "0": False}
+    value = parameters.pop(name, "false")
+    if value.lower() not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)}; got `{value[:80]}`")
+    return allowed[value.lower()]
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer every error as JSON with its own status code.
+
+    :param app: Gets the handlers.
+    """
+
+    @app.exception_handler(FinetunerError)
+    async def known_error(_request: Request, error: FinetunerError) -> Response:
+        return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong_field(_request: Request, error: RequestValidationError) -> Response:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        return error_response(ConfigError(f"{where}: {problem['msg']}"))
+
+    @app.exception_handler(HTTPException)
+    async def routing_error(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 404:
+            paths = [getattr(route, "path", "") for route in app.routes]
+            shown = request.url.path[:100]
+            error_ = EndpointNotFoundError(
+                f"unknown endpoint `{shown}`{nearest(shown, paths)} see /docs"
+            )
+            return error_response(error_)
+        return json_response({"error": "HTTPException", "detail": error.detail}, error.status_code)
+
+    @app.exception_handler(Exception)
+    async def unforeseen_error(_request: Request, error: Exception) -> Response:
+        logger.error("unforeseen error", exc_info=error)
+        return json_response(
+            {"error": "FinetunerServerError", "detail": "internal error; the server's log has it"},
+            500,
+        )

@@ -24,6 +24,7 @@ from finetuner.errors import (
     MalformedRequestError,
     TooLargeError,
 )
+from finetuner.http_messages import query
 
 MAX_UPLOAD_BYTES = 4 * 2**30  # docarray's own limit
 _MAX_FIELD_BYTES = 2**24
@@ -60,12 +61,14 @@ def _add_reading(app: FastAPI, store: DataStore) -> None:
         return JSONResponse({"data": entries, "meta": {"total": len(entries)}})
 
     @app.get("/data", tags=["data"], summary="List stored data")
-    async def list_data() -> Response:
+    async def list_data(request: Request) -> Response:
+        query(request)
         entries = await asyncio.to_thread(store.list)
         return JSONResponse({"items": [asdict(entry) for entry in entries]})
 
     @app.get("/data/{name:path}", tags=["data"], summary="The documents that were pushed")
-    async def documents(name: str) -> Response:
+    async def documents(name: str, request: Request) -> Response:
+        query(request)
         return FileResponse(store.documents_path(name), media_type="application/octet-stream")
 
 

@@ -89,7 +89,7 @@ ENCODE_BODY = {
     "required": ["data"],
     "additionalProperties": False,
     "properties": {
-        "data": {"type": "array", "items": _object(text=_TEXT, id=_TEXT)},
+        "data": {"type": "array", "items": _object(text=_TEXT, id={"type": ["string", "integer"]})},
         "parameters": _object(
             artifact={
                 "type": "string",

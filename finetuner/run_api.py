@@ -136,8 +136,8 @@ class RunAPI:
         ended = run.state().status in (Status.FINISHED, Status.FAILED)
         if request.offset < 0:
             raise ConfigError(f"offset must be at least 0, got {request.offset}")
-        text = run.logs(request.offset)
-        return {"text": text, "offset": request.offset + len(text.encode()), "ended": ended}
+        text, offset = run.read_log(request.offset)
+        return {"text": text, "offset": offset, "ended": ended}
 
     def metrics(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Give a finished run's metrics."""
@@ -155,8 +155,8 @@ class RunAPI:
             runs = self._store.list(read(RunPage, parameters, "parameters").experiment_name)
         records = [run.record() for run in runs]
         for run in runs:
-            self._supervisor.stop_run(run)
-            self._store.delete(run)
+            with self._supervisor.stopped(run):
+                self._store.delete(run)
         return {"items": records}
 
     def experiments(self, _parameters: dict[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +91,13 @@ class RunStore:
         """
         if experiment_name is not None:
             self.get_experiment(experiment_name)
-        pattern = f"{experiment_name or '*'}/*/spec.json"
-        runs = [Run(path.parent) for path in self._root.glob(pattern) if path.parts[-3][0] != "."]
-        return sorted(runs, key=lambda run: (run.spec()["created_at"], run.name))
+        runs = []
+        for path in self._root.glob(f"{experiment_name or '*'}/*/spec.json"):
+            run = Run(path.parent)
+            if not run.experiment_name.startswith("."):
+                with contextlib.suppress(RunNotFoundError):  # deleted since the folder was listed
+                    runs.append((run.spec()["created_at"], run.name, run))
+        return [run for _, _, run in sorted(runs, key=itemgetter(0, 1))]
 
     def delete(self, run: Run) -> None:
         """Remove a run's folder; its worker must have ended."""

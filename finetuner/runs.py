@@ -11,7 +11,7 @@ runs/{experiment}/{run_name}/
   epochs/        models of the last epochs, when TrainingCheckpoint asks for them
   examples.json  matches of some queries before and after, when asked for
   data/          the texts it trains on and is evaluated with
-  lock           held by the worker while it lives
+  lock           held by the worker while it lives; says which process that is
   {run_name}.zip the artifact, once it is finished
 
 CREATED ──► STARTED ──► FINISHED
@@ -21,21 +21,23 @@ CREATED ──► STARTED ──► FINISHED
 
 from __future__ import annotations
 
-import fcntl
+import codecs
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from finetuner import lock
 from finetuner.config import RunConfig
 from finetuner.errors import (
     RunFailedError,
     RunInProgressError,
+    RunNotFoundError,
     RunPreparingError,
 )
 from finetuner.files import read_json, replacing, write_json
@@ -78,11 +80,13 @@ class State:
     :param status: One of the states.
     :param details: For people: progress, or the cause of a failure.
     :param n_starts: How often a worker has begun it.
+    :param n_interruptions: How often a worker was gone without a word.
     """
 
     status: Status
     details: str
     n_starts: int = 0
+    n_interruptions: int = 0
 
     def answer(self) -> dict[str, str]:
         """Return what ``run.status()`` gives."""
@@ -110,23 +114,41 @@ class Run:
         """Where the artifact is, or will be."""
         return self.folder / f"{self.name}.zip"
 
+    def _read(self, file_name: str) -> Any:
+        try:
+            return read_json(self.folder / file_name)
+        except FileNotFoundError as exc:
+            raise self._not_found() from exc
+
+    def _not_found(self) -> RunNotFoundError:
+        return RunNotFoundError(f"no run `{self.name}` in experiment `{self.experiment_name}`")
+
     def spec(self) -> dict[str, Any]:
-        """Return ``spec.json``: ``artifact_id``, ``created_at``, ``description`` and ``config``."""
-        return dict(read_json(self.folder / "spec.json"))
+        """Return ``spec.json``: ``artifact_id``, ``created_at``, ``description`` and ``config``.
+
+        :raises RunNotFoundError: When the run was deleted.
+        """
+        return dict(self._read("spec.json"))
 
     def config(self) -> RunConfig:
         """Return the run's settings."""
         return read(RunConfig, self.spec()["config"], "spec.json")
 
     def state(self) -> State:
-        """Return where the run is."""
-        content = read_json(self.folder / "state.json")
-        return State(Status(content["status"]), content["details"], content["n_starts"])
+        """Return where the run is.
 
-    def set_state(self, status: Status, details: str, *, n_starts: int | None = None) -> None:
-        """Write where the run is, whole or not at all."""
-        starts = self.state().n_starts if n_starts is None else n_starts
-        write_json(self.folder / "state.json", asdict(State(status, details, starts)))
+        :raises RunNotFoundError: When the run was deleted.
+        """
+        return read(State, self._read("state.json"), "state.json")
+
+    def set_state(self, status: Status, details: str, **counts: int) -> None:
+        """Write where the run is, whole or not at all.
+
+        :param counts: ``n_starts`` and ``n_interruptions``; those left out stay as they are.
+        :raises RunNotFoundError: When the run was deleted.
+        """
+        state = replace(self.state(), status=status, details=details, **counts)
+        write_json(self.folder / "state.json", asdict(state))
 
     def record(self) -> dict[str, Any]:
         """Return what the API shows of the run."""
@@ -138,26 +160,34 @@ class Run:
             **{key: spec[key] for key in ("description", "created_at", "artifact_id", "config")},
         }
 
-    def logs(self, offset: int = 0) -> str:
-        """Return the log from a byte offset on.
+    def read_log(self, offset: int = 0) -> tuple[str, int]:
+        """Return the log from a byte offset on, and the offset of what comes next.
 
+        A character of which only some bytes are written yet is left for the next time.
+
+        :param offset: At least 0; one behind the end gives an empty text.
         :raises RunPreparingError: When the run has not started.
+        :raises RunNotFoundError: When the run was deleted.
         """
         path = self.folder / "log.txt"
         if self.state().status is Status.CREATED and not path.exists():
             raise RunPreparingError(
                 "Preparing to run, logs will be ready to pull when `status` is `STARTED`."
             )
-        if not path.exists():
-            return ""
+        if not path.exists() or offset >= path.stat().st_size:
+            return "", offset
         with path.open("rb") as file:
             file.seek(offset)
-            return file.read().decode(errors="replace")
+            content = file.read()
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        text = decoder.decode(content)
+        unfinished, _ = decoder.getstate()
+        return text, offset + len(content) - len(unfinished)
 
     def metrics(self) -> dict[str, Any]:
         """Return the metrics before training and after the last epoch, and those of every epoch.
 
-        :raises RunPreparingError, RunInProgressError, RunFailedError: When the run is not finished.
+        :raises RunInProgressError, RunFailedError: When the run is not finished.
         """
         self.check_finished()
         return read_metrics(self.folder)
@@ -165,7 +195,7 @@ class Run:
     def examples(self) -> dict[str, Any]:
         """Return the matches of some queries before and after; empty unless they were asked for.
 
-        :raises RunPreparingError, RunInProgressError, RunFailedError: When the run is not finished.
+        :raises RunInProgressError, RunFailedError: When the run is not finished.
         """
         self.check_finished()
         path = self.folder / "examples.json"
@@ -185,26 +215,36 @@ class Run:
         if status is not Status.FINISHED:
             raise RunInProgressError("The run needs to be finished in order to save the artifact.")
 
+    @property
+    def _lock_path(self) -> Path:
+        return self.folder / "lock"
+
     def is_alive(self) -> bool:
         """Whether a worker holds the run's lock."""
-        with (self.folder / "lock").open("ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+        return lock.is_held(self._lock_path)
+
+    def signal_worker(self, number: int) -> bool:
+        """Send a signal to the worker that holds the run's lock, whichever service started it.
+
+        :returns: Whether there is one on this machine.
+        """
+        return lock.signal_holder(self._lock_path, number)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run's lock; the system frees it when the process dies, however it dies.
 
         :raises RunInProgressError: When another worker holds it.
+        :raises RunNotFoundError: When the run was deleted.
         """
-        with (self.folder / "lock").open("ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as exc:
-                raise RunInProgressError(f"run `{self.name}` has a worker already") from exc
+        if not self.folder.is_dir():
+            raise self._not_found()
+        with lock.hold(self._lock_path) as is_free:
+            if not is_free:
+                raise RunInProgressError(
+                    f"run `{self.name}` has a worker already; it ends with the run, or with the "
+                    "service that started it"
+                )
             yield
 
 

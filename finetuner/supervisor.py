@@ -9,9 +9,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import finetuner
+from finetuner.errors import RunNotFoundError
 from finetuner.run_store import RunStore
 from finetuner.runs import EXIT_STOPPED, STOPPED, Run, Status
 
@@ -20,7 +23,8 @@ _TICK_S = 0.2
 _SCAN_INTERVAL_S = 5.0
 # Below the 5 s that Jina gives an executor to close; a worker deep in a step does not hear SIGTERM.
 _STOP_TIMEOUT_S = 3.0
-_MAX_STARTS = 5
+_POLL_S = 0.05
+_MAX_INTERRUPTIONS = 5
 # Threads that wait give their core away: an encoder, or another run, works beside this one.
 _WORKER_DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "true"}
 
@@ -54,24 +58,36 @@ class Supervisor:
         """Look for a created run now."""
         self._changed.set()
 
-    def stop_run(self, run: Run) -> None:
-        """End a run's worker, if it has one, and wait until it is gone."""
-        with self._lock:
-            worker = self._workers.pop(run.folder, None)
-        if worker is not None:
-            _end(worker)
+    @contextmanager
+    def stopped(self, run: Run) -> Iterator[None]:
+        """End a run's worker, if it has one, and keep it from getting another while the block lasts.
+
+        :raises RunInProgressError: When its worker is out of reach, on another machine.
+        :raises RunNotFoundError: When the run was deleted meanwhile.
+        """
+        with self._lock:  # so that no tick starts it
+            if worker := self._workers.pop(run.folder, None):
+                worker.terminate()
+                _wait(worker, time.monotonic() + _STOP_TIMEOUT_S)
+            _end_adopted(run)
+            with run.locked():  # so that no other service on this volume starts it
+                yield
+        self.wake()
 
     def close(self) -> None:
         """End all workers; their runs go back to the queue for the next start of the service."""
         self._closing = True
         self.wake()
         self._thread.join()
-        for worker in self._workers.values():
-            worker.send_signal(signal.SIGTERM)
-        for folder, worker in self._workers.items():
-            _end(worker)
-            if Run(folder).state().status is Status.STARTED:  # it had to be killed
-                Run(folder).set_state(Status.CREATED, STOPPED)
+        with self._lock:
+            for worker in self._workers.values():
+                worker.terminate()
+            deadline = time.monotonic() + _STOP_TIMEOUT_S
+            for folder, worker in self._workers.items():
+                _wait(worker, deadline)
+                with suppress(RunNotFoundError):
+                    if Run(folder).state().status is Status.STARTED:  # it had to be killed
+                        Run(folder).set_state(Status.CREATED, STOPPED)
 
     def _watch(self) -> None:
         while not self._closing:
@@ -80,7 +96,9 @@ class Supervisor:
             try:
                 with self._lock:
                     self._tick(is_woken)
-            except OSError:  # the volume is away for a moment; the next tick tries again
+            # The volume is away for a moment, or a run was deleted by another service: the next tick
+            # tries again.
+            except (OSError, RunNotFoundError):
                 logger.exception("cannot look after the runs")
 
     def _tick(self, is_woken: bool) -> None:
@@ -120,13 +138,11 @@ class Supervisor:
         if run.is_alive():  # another service on this volume was quicker; the run is its
             self._adopted.add(run.folder)
             return
-        n_starts = run.state().n_starts
-        if returncode is None and n_starts < _MAX_STARTS:
-            run.set_state(Status.CREATED, "Interrupted; it starts again")
+        n = run.state().n_interruptions + 1
+        if returncode is None and n < _MAX_INTERRUPTIONS:
+            run.set_state(Status.CREATED, "Interrupted; it starts again", n_interruptions=n)
         elif returncode is None:
-            run.set_state(
-                Status.FAILED, f"The run was interrupted {n_starts} times; it is given up"
-            )
+            run.set_state(Status.FAILED, f"The run was interrupted {n} times; it is given up")
         elif returncode < 0:
             name = signal.Signals(-returncode).name
             reason = " (out of memory, or killed by hand)" if name == "SIGKILL" else ""
@@ -149,11 +165,23 @@ def _spawn(run: Run) -> subprocess.Popen[bytes]:
         )
 
 
-def _end(worker: subprocess.Popen[bytes]) -> None:
-    if worker.poll() is None:
-        worker.send_signal(signal.SIGTERM)
+def _wait(worker: subprocess.Popen[bytes], deadline: float) -> None:
+    """Wait for a worker that was asked to end, until it must.
+
+    It is asked once: a second signal could hit it while it writes its last state.
+    """
     try:
-        worker.wait(_STOP_TIMEOUT_S)
+        worker.wait(max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         worker.kill()
         worker.wait()
+
+
+def _end_adopted(run: Run) -> None:
+    """End the worker that an earlier service left with a run, if there is one in reach."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if not run.signal_worker(number):
+            return
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        while run.is_alive() and time.monotonic() < deadline:
+            time.sleep(_POLL_S)

@@ -23,8 +23,14 @@ PACKED_TEXTS = "application/vnd.finetuner.texts+json"
 
 
 def json_document(value: Any) -> DocumentArray:
-    """Pack a JSON value into one document's text."""
-    text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+    """Pack a JSON value into one document's text.
+
+    :raises MalformedRequestError: When it nests too deep; more can be read than written.
+    """
+    try:
+        text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+    except orjson.JSONEncodeError as exc:
+        raise MalformedRequestError(f"the value cannot be written as JSON: {exc}") from exc
     return DocumentArray([Document(text=text, mime_type=JSON)])
 
 

@@ -22,6 +22,7 @@ ORDER = (
         "config",
         "metrics",
         "files",
+        "lock",
         "data",
         "pairs",
         "csv_file",

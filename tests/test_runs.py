@@ -18,7 +18,7 @@ from finetuner.errors import (
     RunPreparingError,
 )
 from finetuner.run_store import RunStore
-from finetuner.runs import Status, append_metrics, read_metrics
+from finetuner.runs import State, Status, append_metrics, read_metrics
 
 CONFIG = RunConfig(model="tiny", run_name="one", epochs=2, learning_rate=0.01)
 DATA = {"train.jsonl": from_rows([["a", 1], ["b", 1]])}
@@ -100,12 +100,50 @@ def test_artifact_is_found_by_name_path_and_id(store, run):
 
 def test_logs_need_a_start(run):
     with pytest.raises(RunPreparingError, match="logs will be ready to pull when `status` is"):
-        run.logs()
+        run.read_log()
     run.set_state(Status.STARTED, "")
-    assert run.logs() == ""
+    assert run.read_log() == ("", 0)
     (run.folder / "log.txt").write_text("Done ✨\nmore\n", encoding="utf-8")
-    assert run.logs() == "Done ✨\nmore\n"
-    assert run.logs(offset=len("Done ✨\n".encode())) == "more\n"
+    assert run.read_log() == ("Done ✨\nmore\n", 14)  # ✨ is 3 bytes
+    assert run.read_log(offset=9) == ("more\n", 14)
+    for offset in (14, 15, 2**63 - 1):
+        assert run.read_log(offset) == ("", offset)
+
+
+def test_log_is_read_by_whole_characters_however_it_is_written(run):
+    run.set_state(Status.STARTED, "")
+    log = "é ✨\n🚀 done\n"
+    content = log.encode()
+    read, offset = "", 0
+    for n_written in range(len(content) + 1):
+        (run.folder / "log.txt").write_bytes(content[:n_written])
+        text, offset = run.read_log(offset)
+        read += text
+        assert read == content[:n_written].decode(errors="ignore")
+        assert offset == len(read.encode())
+    assert (read, offset) == (log, len(content))
+
+
+def test_bytes_that_are_no_text_do_not_shift_the_offset(run):
+    run.set_state(Status.STARTED, "")
+    (run.folder / "log.txt").write_bytes(b"a\xff\xe2\x9cb")
+    assert run.read_log() == ("a\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}b", 5)
+
+
+def test_a_deleted_run_is_not_found(store, run):
+    store.delete(run)
+    calls = (run.state, run.spec, run.record, run.read_log, run.metrics)
+    for call in (*calls, lambda: run.locked().__enter__()):
+        with pytest.raises(RunNotFoundError, match="no run `one` in experiment `default`"):
+            call()
+    assert not run.is_alive()
+    assert not run.signal_worker(0)
+
+
+def test_state_counts_what_it_is_told(run):
+    run.set_state(Status.STARTED, "a", n_starts=2)
+    run.set_state(Status.CREATED, "b", n_interruptions=1)
+    assert run.state() == State(Status.CREATED, "b", n_starts=2, n_interruptions=1)
 
 
 def test_metrics_before_after_and_by_epoch(run):

@@ -8,7 +8,8 @@ from typing import Any
 from docarray import DocumentArray
 from jina import Executor, requests
 
-from finetuner.config import Device, workspace_dir
+from finetuner.config import Device
+from finetuner.config import workspace_dir as resolve_workspace
 from finetuner.encoder import Backend
 from finetuner.encoder_cache import EncoderCache
 from finetuner.schema import convert, documented, read
@@ -20,8 +21,6 @@ from finetuner.wire import (
     read_texts,
     unknown_arguments,
 )
-
-resolve_workspace = workspace_dir
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,22 @@ from finetuner.wire import (
 )
 
 
+def _endpoint(path: str, method: Callable[[RunAPI, dict[str, Any]], Any]) -> Any:
+    """Return an endpoint that answers parameters with one JSON document.
+
+    :param path: Of the endpoint.
+    :param method: Makes the JSON value; gives the endpoint its name and docstring.
+    """
+
+    async def answer(
+        self: "FinetunerExecutor", parameters: dict[str, Any], **_: Any
+    ) -> DocumentArray:
+        return await self._answer(method, parameters)
+
+    answer.__name__, answer.__doc__ = method.__name__, method.__doc__
+    return requests(answer, on=path)
+
+
 class FinetunerExecutor(Executor):
     """Fine-tunes; each endpoint answers with one document whose text is JSON.
 
@@ -58,68 +74,26 @@ class FinetunerExecutor(Executor):
                 raise MalformedRequestError("the document's text must be a JSON object")
         else:
             request = self._api.request_of(docs, own_parameters(parameters))
-        return await self._answer(self._api.fit, request)
+        return await self._answer(RunAPI.fit, request)
 
     async def _answer(
-        self, function: Callable[[dict[str, Any]], Any], parameters: dict[str, Any]
+        self, method: Callable[[RunAPI, dict[str, Any]], Any], parameters: dict[str, Any]
     ) -> DocumentArray:
         # In a thread: a slow volume must not stop the health check, which shares this loop.
-        return json_document(await asyncio.to_thread(function, own_parameters(parameters)))
+        parameters = own_parameters(parameters)
+        return json_document(await asyncio.to_thread(method, self._api, parameters))
 
-    @requests(on="/runs")
-    async def runs(self, parameters: dict[str, Any], **_: Any) -> DocumentArray:
-        """List runs."""
-        return await self._answer(self._api.runs, parameters)
-
-    @requests(on="/run")
-    async def run(self, parameters: dict[str, Any], **_: Any) -> DocumentArray:
-        """Show one run."""
-        return await self._answer(self._api.run, parameters)
-
-    @requests(on="/status")
-    async def status(self, parameters: dict[str, Any], **_: Any) -> DocumentArray:
-        """Give a run's state."""
-        return await self._answer(self._api.status, parameters)
-
-    @requests(on="/logs")
-    async def logs(self, parameters: dict[str, Any], **_: Any) -> DocumentArray:
-        """Give a run's log from an offset on."""
-        return await self._answer(self._api.logs, parameters)
-
-    @requests(on="/metrics")
-    async def metrics(self, parameters: dict[str, Any], **_: Any) -> DocumentArray:
-        """Give a finished run's metrics."""
-        return await self._answer(self._api.metrics, parameters)
-
-    @requests(on="/examples")
-    async def examples(self, parameters: dict[str, Any], **_: Any) -> DocumentArray:
-        """Give the matches of some queries before and after."""
-        return await self._answer(self._api.examples, parameters)
-
-    @requests(on="/delete")
-    async def delete(self, parameters: dict[str, Any], **_: Any) -> DocumentArray:
-        """Delete one run, the runs of an experiment, or all."""
-        return await self._answer(self._api.delete, parameters)
-
-    @requests(on="/experiments")
-    async def experiments(self, parameters: dict[str, Any], **_: Any) -> DocumentArray:
-        """List experiments."""
-        return await self._answer(self._api.experiments, parameters)
-
-    @requests(on="/experiment")
-    async def experiment(self, parameters: dict[str, Any], **_: Any) -> DocumentArray:
-        """Show one experiment."""
-        return await self._answer(self._api.experiment, parameters)
-
-    @requests(on="/experiment/create")
-    async def create_experiment(self, parameters: dict[str, Any], **_: Any) -> DocumentArray:
-        """Create an experiment, or find it."""
-        return await self._answer(self._api.create_experiment, parameters)
-
-    @requests(on="/experiment/delete")
-    async def delete_experiment(self, parameters: dict[str, Any], **_: Any) -> DocumentArray:
-        """Delete an experiment and its runs."""
-        return await self._answer(self._api.delete_experiment, parameters)
+    runs = _endpoint("/runs", RunAPI.runs)
+    run = _endpoint("/run", RunAPI.run)
+    status = _endpoint("/status", RunAPI.status)
+    logs = _endpoint("/logs", RunAPI.logs)
+    metrics = _endpoint("/metrics", RunAPI.metrics)
+    examples = _endpoint("/examples", RunAPI.examples)
+    delete = _endpoint("/delete", RunAPI.delete)
+    experiments = _endpoint("/experiments", RunAPI.experiments)
+    experiment = _endpoint("/experiment", RunAPI.experiment)
+    create_experiment = _endpoint("/experiment/create", RunAPI.create_experiment)
+    delete_experiment = _endpoint("/experiment/delete", RunAPI.delete_experiment)
 
     def close(self) -> None:
         """End the workers; their runs start again with the next service."""

@@ -13,12 +13,10 @@ from jina.serve.runtimes.gateway.http.fastapi import FastAPIBaseGateway
 from jina.serve.runtimes.servers.composite import CompositeBaseServer
 from jina.types.request.data import DataRequest
 
-from finetuner.config import workspace_dir
+from finetuner.config import workspace_dir as resolve_workspace
 from finetuner.errors import FinetunerError, UnavailableError
 from finetuner.flow_calls import admit, clean, error_of, refusal, request_for
 from finetuner.http_api import build_app
-
-resolve_workspace = workspace_dir
 
 _DRAIN_TIMEOUT_S = 3.0
 
@@ -58,9 +56,7 @@ class GuardedHandler:
         admit(request, await self.endpoints())
         try:
             response = await self._handler.streamer.process_single_data(request)
-        except FinetunerError:
-            raise
-        except Exception as exc:
+        except Exception as exc:  # grpc raises its own kinds, by transport
             raise UnavailableError(f"the executor of `{endpoint}` does not answer") from exc
         if error := error_of(response):
             raise error

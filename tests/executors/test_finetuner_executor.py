@@ -46,3 +46,22 @@ def test_fit_through_jinas_own_gateway(tmp_path, tiny_model_folder):
 def test_unknown_argument_is_named():
     with pytest.raises(ConfigError, match="FinetunerExecutor does not know the argument `workers`"):
         Executor.load_config(MANIFEST, uses_with={"workers": 2})
+
+
+def test_endpoints_are_the_methods_of_their_names(tmp_path):
+    executor = Executor.load_config(MANIFEST, uses_with={"workspace_dir": str(tmp_path)})
+    try:
+        endpoints = {
+            path: (call.fn.__name__, call.fn.__doc__.partition(".")[0])
+            for path, call in executor.requests.items()
+            if path.startswith("/")
+        }
+        assert len(endpoints) == 12
+        assert endpoints["/fit"] == ("fit", "Start a run")
+        assert endpoints["/status"] == ("status", "Give a run's state")
+        assert endpoints["/experiment/delete"][0] == "delete_experiment"
+        for path, (name, _) in endpoints.items():
+            assert set(name.split("_")) == set(path.strip("/").split("/"))
+        assert callable(executor.status)
+    finally:
+        executor.close()

@@ -5,8 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import suppress
 
 import pytest
 import requests
@@ -16,13 +15,31 @@ ROWS = [
 ]
 
 
-@dataclass
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 class Server:
-    url: str
-    http_port: int
-    grpc_port: int
-    workspace: Path
-    log: Path
+    """A server in a process group of its own; what it prints goes to a file."""
+
+    def __init__(self, workspace, log, *, options=(), command=None, ports=None):
+        self.workspace, self.log = workspace, log
+        self.grpc_port, self.http_port = ports or (free_port(), free_port())
+        self.url = f"http://127.0.0.1:{self.http_port}"
+        command = command or [
+            *("-m", "finetuner.cli", "serve", "--workspace", str(workspace)),
+            *("--grpc-port", str(self.grpc_port), "--http-port", str(self.http_port), *options),
+        ]
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, *command],
+                env={**os.environ, "HF_HUB_OFFLINE": "1", "FINETUNER_WORKSPACE": str(workspace)},
+                start_new_session=True,
+                stdout=output,
+                stderr=output,
+            )
 
     def get(self, path, **kwargs):
         return requests.get(self.url + path, timeout=60, **kwargs)
@@ -36,6 +53,19 @@ class Server:
     def delete(self, path, **kwargs):
         return requests.delete(self.url + path, timeout=60, **kwargs)
 
+    def wait_until_ready(self, timeout_s=90):
+        deadline = time.monotonic() + timeout_s
+        while not self._is_ready():
+            assert self.process.poll() is None, f"the server ended: {self.log.read_text()}"
+            assert time.monotonic() < deadline, f"it did not get ready: {self.log.read_text()}"
+            time.sleep(0.2)
+
+    def _is_ready(self):
+        try:
+            return self.get("/readyz").ok
+        except requests.RequestException:
+            return False
+
     def wait_until_ended(self, run_name, timeout_s=120):
         deadline = time.monotonic() + timeout_s
         while (state := self.get(f"/runs/{run_name}/status").json())["status"] not in (
@@ -46,52 +76,43 @@ class Server:
             time.sleep(0.1)
         return state
 
+    def stop(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        assert self.process.wait(30) == 0, self.log.read_text()
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    def kill_group(self):
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def start_server(tmp_path):
+    """Start a server over a workspace; none outlives the test."""
+    servers = []
+
+    def start(workspace, *, until_ready=True, **kwargs):
+        servers.append(Server(workspace, tmp_path / f"server-{len(servers)}.txt", **kwargs))
+        if until_ready:
+            servers[-1].wait_until_ready()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.kill_group()
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory, tiny_model_folder):
     workspace = tmp_path_factory.mktemp("workspace")
     shutil.copytree(tiny_model_folder, workspace / "models" / "tiny")
-    grpc_port, http_port = free_port(), free_port()
-    log = tmp_path_factory.mktemp("log") / "server.txt"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "finetuner.cli", "serve", "--workspace", str(workspace)),
-                *("--grpc-port", str(grpc_port), "--http-port", str(http_port)),
-            ],
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            start_new_session=True,
-            stdout=output,
-            stderr=output,
-        )
-    server = Server(f"http://127.0.0.1:{http_port}", http_port, grpc_port, workspace, log)
+    server = Server(workspace, tmp_path_factory.mktemp("log") / "server.txt")
     try:
-        _wait_until_ready(server, process)
+        server.wait_until_ready()
         yield server
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0, log.read_text()
+        server.stop()
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def _wait_until_ready(server, process, timeout_s=90):
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        assert process.poll() is None, f"the server ended: {server.log.read_text()}"
-        try:
-            if server.get("/readyz").ok:
-                return
-        except requests.RequestException:
-            pass
-        time.sleep(0.2)
-    raise AssertionError(f"the server did not get ready: {server.log.read_text()}")
+        server.kill_group()
 
 
 @pytest.fixture(scope="session")

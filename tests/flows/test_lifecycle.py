@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import requests
 
 from finetuner.run_store import RunStore
 from finetuner.runs import Status
@@ -18,12 +17,6 @@ pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[2]
 ROWS = [[f"question {i} about topic {i % 10}", i % 10] for i in range(400)]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def is_free(port):
@@ -50,37 +43,15 @@ def group_members(process_group):
     return members
 
 
-class Served:
-    """A server in a process group of its own."""
+def assert_nothing_is_left(server):
+    wait_until(lambda: not group_members(server.process.pid), 20)
+    assert is_free(server.grpc_port)
+    assert is_free(server.http_port)
 
-    def __init__(self, workspace, command=None, ports=None):
-        self.grpc_port, self.http_port = ports or (free_port(), free_port())
-        command = command or [
-            *("-m", "finetuner.cli", "serve", "--workspace", str(workspace)),
-            *("--grpc-port", str(self.grpc_port), "--http-port", str(self.http_port)),
-        ]
-        self.process = subprocess.Popen(
-            [sys.executable, *command],
-            start_new_session=True,
-            env={**os.environ, "FINETUNER_WORKSPACE": str(workspace)},
-        )
-        self.url = f"http://127.0.0.1:{self.http_port}"
-        wait_until(self.answers)
 
-    def answers(self):
-        assert self.process.poll() is None
-        try:
-            return requests.get(f"{self.url}/readyz", timeout=5).ok
-        except requests.RequestException:
-            return False
-
-    def stop(self, number):
-        self.process.send_signal(number)
-        returncode = self.process.wait(30)
-        wait_until(lambda: not group_members(self.process.pid), 10)
-        assert is_free(self.grpc_port)
-        assert is_free(self.http_port)
-        return returncode
+def stop(server, number=signal.SIGTERM):
+    server.stop(number)
+    assert_nothing_is_left(server)
 
 
 @pytest.fixture
@@ -90,112 +61,111 @@ def workspace(tmp_path, tiny_model_folder):
     return tmp_path
 
 
+def fit(server, run_name, *, epochs=1000):
+    """Start a run, one that will not end by itself unless it is given fewer epochs."""
+    body = {"model": "tiny", "train_data": ROWS, "run_name": run_name, "epochs": epochs}
+    assert server.post("/fit", json={**body, "device": "cpu"}).status_code == 201
+    return RunStore(server.workspace).get(run_name)
+
+
+def is_at_work(run, *, n_starts=1):
+    return run.state().n_starts == n_starts and "batch" in run.state().details
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_stops_everything(workspace, number):
-    server = Served(workspace)
+def test_signal_stops_everything(workspace, start_server, number):
+    server = start_server(workspace)
     assert len(group_members(server.process.pid)) >= 4  # main, gateway, two executors
 
-    assert server.stop(number) == 0
+    stop(server, number)
 
 
-def test_run_that_was_stopped_starts_again_with_the_service(workspace):
-    server = Served(workspace)
-    body = {
-        "model": "tiny",
-        "train_data": ROWS,
-        "run_name": "long",
-        "epochs": 1000,
-        "device": "cpu",
-    }
-    assert requests.post(f"{server.url}/fit", json=body, timeout=30).status_code == 201
-    body = {**body, "run_name": "waiting", "epochs": 1}
-    assert requests.post(f"{server.url}/fit", json=body, timeout=30).status_code == 201
-    runs = RunStore(workspace)
-    wait_until(lambda: "batch" in runs.get("long").state().details)
-    assert runs.get("waiting").state().status is Status.CREATED
+def test_run_that_was_stopped_starts_again_with_the_service(workspace, start_server):
+    server = start_server(workspace)
+    long, waiting = fit(server, "long"), fit(server, "waiting", epochs=1)
+    wait_until(lambda: is_at_work(long))
+    assert waiting.state().status is Status.CREATED
 
-    assert server.stop(signal.SIGTERM) == 0
-    assert runs.get("long").state().answer() == {
+    stop(server)
+    assert long.state().answer() == {
         "status": "CREATED",
         "details": "Stopped with the service; it starts again with it",
     }
 
-    server = Served(workspace)
-    wait_until(lambda: "batch" in runs.get("long").state().details)
-    assert runs.get("long").state().n_starts == 2
-    assert requests.delete(f"{server.url}/runs/long", timeout=30).status_code == 200
-    wait_until(lambda: runs.get("waiting").state().status is Status.FINISHED)
-    assert server.stop(signal.SIGTERM) == 0
+    server = start_server(workspace)
+    wait_until(lambda: is_at_work(long, n_starts=2))
+    assert long.state().n_interruptions == 0
+    assert server.delete("/runs/long").status_code == 200
+    wait_until(lambda: waiting.state().status is Status.FINISHED)
+    stop(server)
 
 
-def test_killed_worker_fails_its_run_with_the_cause(workspace):
-    server = Served(workspace)
-    body = {
-        "model": "tiny",
-        "train_data": ROWS,
-        "run_name": "long",
-        "epochs": 1000,
-        "device": "cpu",
-    }
-    requests.post(f"{server.url}/fit", json=body, timeout=30)
-    run = RunStore(workspace).get("long")
-    wait_until(lambda: "batch" in run.state().details)
-    subprocess.run(["pkill", "-KILL", "-f", f"finetuner.worker {run.folder}"], check=True)
+def test_killed_worker_fails_its_run_with_the_cause(workspace, start_server):
+    server = start_server(workspace)
+    run = fit(server, "long")
+    wait_until(lambda: is_at_work(run))
+    assert run.signal_worker(signal.SIGKILL)
     wait_until(lambda: run.state().status is Status.FAILED)
 
     assert (
         run.state().details == "The worker was ended by SIGKILL (out of memory, or killed by hand)"
     )
-    assert server.stop(signal.SIGTERM) == 0
+    stop(server)
 
 
-def test_run_of_a_killed_service_starts_again(workspace):
-    server = Served(workspace)
-    body = {"model": "tiny", "train_data": ROWS, "run_name": "r", "epochs": 1000, "device": "cpu"}
-    requests.post(f"{server.url}/fit", json=body, timeout=30)
-    run = RunStore(workspace).get("r")
-    wait_until(lambda: "batch" in run.state().details)
-    os.killpg(server.process.pid, signal.SIGKILL)
-    server.process.wait()
+def test_run_of_a_killed_service_starts_again(workspace, start_server):
+    server = start_server(workspace)
+    run = fit(server, "r")
+    wait_until(lambda: is_at_work(run))
+    server.kill_group()
     wait_until(lambda: not run.is_alive())
     assert run.state().status is Status.STARTED  # nobody was left to say otherwise
 
-    server = Served(workspace)
-    wait_until(lambda: run.state().n_starts == 2 and "batch" in run.state().details)
-    assert requests.delete(f"{server.url}/runs/r", timeout=30).status_code == 200
+    server = start_server(workspace)
+    wait_until(lambda: is_at_work(run, n_starts=2))
+    assert run.state().n_interruptions == 1
+    assert server.delete("/runs/r").status_code == 200
     assert not run.folder.exists()
-    assert server.stop(signal.SIGTERM) == 0
+    stop(server)
 
 
-def test_dead_executor_ends_the_service(workspace):
-    server = Served(workspace)
-    encoder = [pid for pid in group_members(server.process.pid) if pid != str(server.process.pid)][
-        -1
-    ]
-    os.kill(int(encoder), signal.SIGKILL)
+def test_worker_that_a_killed_service_left_ends_with_its_run(workspace, start_server):
+    server = start_server(workspace)
+    run = fit(server, "r")
+    wait_until(lambda: is_at_work(run))
+    worker = (run.folder / "lock").read_text().split()[0]
+    for pid in group_members(server.process.pid):
+        if pid != worker:
+            os.kill(int(pid), signal.SIGKILL)
+    server.process.wait()
+
+    second = start_server(workspace)
+    assert is_at_work(run)  # adopted, not started again
+    assert group_members(server.process.pid) == [worker]
+    assert second.delete("/runs/r").status_code == 200
+    wait_until(lambda: not group_members(server.process.pid), 5)
+    stop(second)
+
+
+def test_dead_executor_ends_the_service(workspace, start_server):
+    server = start_server(workspace)
+    others = [pid for pid in group_members(server.process.pid) if pid != str(server.process.pid)]
+    os.kill(int(others[-1]), signal.SIGKILL)
 
     assert server.process.wait(30) == 1
-    wait_until(lambda: not group_members(server.process.pid), 20)
+    assert_nothing_is_left(server)
 
 
-def test_part_that_does_not_start_ends_the_service(workspace):
+def test_part_that_does_not_start_ends_the_service(workspace, start_server):
     flow = (REPOSITORY / "flows" / "all.yml").read_text(encoding="utf-8")
     flow = flow.replace("../executors", str(REPOSITORY / "executors"))
     (workspace / "bad.yml").write_text(f"{flow}    uses_with: {{backend: tensorflow}}\n")
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "finetuner.cli", "serve", "--flow", str(workspace / "bad.yml")),
-            *("--grpc-port", str(free_port()), "--http-port", str(free_port())),
-        ],
-        env={**os.environ, "FINETUNER_WORKSPACE": str(workspace)},
-        start_new_session=True,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    _, errors = process.communicate(timeout=90)
-    assert process.returncode == 1
-    assert "The Flow did not start" in errors
-    wait_until(lambda: not group_members(process.pid), 10)
+    options = ("--flow", str(workspace / "bad.yml"))
+    server = start_server(workspace, options=options, until_ready=False)
+
+    assert server.process.wait(90) == 1
+    assert "The Flow did not start" in server.log.read_text()
+    assert_nothing_is_left(server)
 
 
 def test_taken_port_is_named(workspace):
@@ -214,12 +184,12 @@ def test_taken_port_is_named(workspace):
     assert f"cannot listen at 127.0.0.1:{port}" in result.stderr.replace("\n", " ")
 
 
-def test_jina_flow_command_starts_it_too(workspace):
+def test_jina_flow_command_starts_it_too(workspace, start_server):
     command = ["-m", "jina", "flow", "--uses", str(REPOSITORY / "flows" / "all.yml")]
-    server = Served(workspace, command, ports=(51000, 51001))
+    server = start_server(workspace, command=command, ports=(51000, 51001))
 
-    assert requests.get(f"{server.url}/runs", timeout=10).json()["total"] == 0
+    assert server.get("/runs").json()["total"] == 0
     # Jina's own command leaves its parts behind on SIGTERM; Ctrl-C, which it handles, goes to all.
     os.killpg(server.process.pid, signal.SIGINT)
     server.process.wait(30)
-    wait_until(lambda: not group_members(server.process.pid), 20)
+    assert_nothing_is_left(server)

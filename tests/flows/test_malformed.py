@@ -9,6 +9,7 @@ import pytest
 from docarray import Document, DocumentArray
 from jina import Client
 from jina.excepts import BadServer
+from jina.types.request.data import DataRequest
 
 from finetuner.wire import JSON, PACKED_TEXTS
 
@@ -44,11 +45,22 @@ SURROGATE = b'{"data": [{"text": "\\ud800"}]}'
 PICKLE = DocumentArray([Document(text="a")]).to_bytes(protocol="pickle-array")
 STREAM = DocumentArray([Document(text="a" * 99)]).to_bytes(protocol="protobuf", compress="gzip")
 
+
+def nested(n_levels):
+    value = 1
+    for _ in range(n_levels):
+        value = {"a": value}
+    return value
+
+
 HTTP = {
     "no JSON": (("POST", "/fit", {"data": b"hello"}), 400, "the body is no JSON in UTF-8"),
     "an array": (("POST", "/fit", {"json": []}), 400, "must be a JSON object"),
     "nested too deep": (("POST", "/fit", {"data": b"[" * 5000}), 400, "depth limit exceeded"),
     "no body": (("POST", "/fit", {}), 400, "no JSON in UTF-8"),
+    "fit nested 900 deep": (fit(loss_options=nested(900)), 400, "cannot be written as JSON"),
+    "parameters nested 50 deep": (encode(parameters=nested(50)), 400, "deeper than 30 levels"),
+    "parameters nested 900 deep": (encode(parameters=nested(900)), 400, "deeper than 30 levels"),
     "invalid UTF-8": (
         ("POST", "/encode", {"data": b'{"data": ["\xff"]}'}),
         400,
@@ -257,6 +269,12 @@ GRPC = {
         {"model": "tiny", "learning_rate": float("nan")},
         "MalformedRequestError",
     ),
+    "parameters nested 50 deep": (
+        "/status",
+        None,
+        {"run_name": "finished", "x": nested(50)},
+        "MalformedRequestError: .* deeper than 30 levels",
+    ),
 }
 
 
@@ -327,13 +345,22 @@ def test_grpc_refuses_documents_of_the_gateways_own_kind(
     assert_tells_nothing(str(caught.value), server)
 
 
+@pytest.mark.parametrize("endpoint", ["/encode", "/fit"])
+def test_grpc_refuses_tags_that_are_no_json(server, finished_run, endpoint):
+    documents = DocumentArray([Document(text="a", tags={"finetuner_label": float("nan")})])
+    parameters = {"artifact": "finished"} if endpoint == "/encode" else {"model": "tiny"}
+    with pytest.raises(BadServer, match="MalformedRequestError: .* may not hold NaN") as caught:
+        Client(port=server.grpc_port).post(endpoint, documents, parameters=parameters)
+    assert_tells_nothing(str(caught.value), server)
+
+
 def test_grpc_bytes_that_are_no_request(server):
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         call = channel.stream_stream("/jina.JinaRPC/Call")
-        with pytest.raises(grpc.RpcError) as caught:
-            list(call(iter([b"\xff\xfenonsense"]), timeout=20))
-    assert caught.value.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
-    assert_tells_nothing(caught.value.details(), server)
+        (answer,) = call(iter([b"\xff\xfenonsense"]), timeout=20)
+    status = DataRequest(answer).header.status
+    assert status.description.startswith("MalformedRequestError: the request cannot be read")
+    assert_tells_nothing(str(status), server)
 
 
 def test_server_serves_after_all_that(server, finished_run):

@@ -1,0 +1,109 @@
+"""The HTTP side over executors of a few lines."""
+
+import re
+
+import pytest
+from fastapi.testclient import TestClient
+
+from finetuner import http_api
+from finetuner.errors import RunNotFoundError, RunPreparingError
+from finetuner.http_api import build_app
+from finetuner.wire import json_document
+
+
+class Executors:
+    """Answers each endpoint with the next of its answers; an error among them is raised."""
+
+    def __init__(self):
+        self.answers = {}
+        self.asked = []
+
+    async def __call__(self, endpoint, _docs, parameters):
+        self.asked.append((endpoint, parameters))
+        answer = self.answers[endpoint].pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return json_document(answer)
+
+
+@pytest.fixture
+def executors():
+    return Executors()
+
+
+@pytest.fixture
+def client(executors, tmp_path, monkeypatch):
+    monkeypatch.setattr(http_api, "_FOLLOW_INTERVAL_S", 0.0)
+    return TestClient(build_app(executors, tmp_path))
+
+
+def part(text, offset, *, ended=False):
+    return {"text": text, "offset": offset, "ended": ended}
+
+
+def test_followed_log_waits_for_the_start(client, executors):
+    executors.answers = {
+        "/status": [{}],
+        "/logs": [RunPreparingError("wait"), RunPreparingError("wait"), part("a\n", 2)]
+        + [part("b\n", 4, ended=True)],
+    }
+    answer = client.get("/runs/r/logs?follow=true")
+
+    assert (answer.status_code, answer.text) == (200, "a\nb\n")
+    offsets = [asked["offset"] for endpoint, asked in executors.asked if endpoint == "/logs"]
+    assert offsets == [0, 0, 0, 2]
+
+
+def test_followed_log_ends_when_the_run_is_deleted(client, executors):
+    gone = RunNotFoundError("no run `r`")
+    executors.answers = {"/status": [{}, {}], "/logs": [part("a\n", 2), gone, gone]}
+    assert client.get("/runs/r/logs?follow=1").text == "a\n"
+    assert client.get("/runs/r/logs?follow=True").text == ""
+
+
+def test_unknown_run_is_not_followed(client, executors):
+    executors.answers = {"/status": [RunNotFoundError("no run `r`")]}
+    answer = client.get("/runs/r/logs?follow=true")
+    assert (answer.status_code, answer.json()["error"]) == (404, "RunNotFoundError")
+
+
+@pytest.mark.parametrize("value", ["false", "0", "FALSE"])
+def test_log_that_is_not_followed(client, executors, value):
+    executors.answers = {"/logs": [part("a\n", 2)]}
+    assert client.get(f"/runs/r/logs?follow={value}").text == "a\n"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "message"),
+    [
+        (
+            "GET",
+            "/runs/r/logs?follow=maybe",
+            "follow must be one of true, 1, false, 0; got `maybe`",
+        ),
+        ("GET", "/runs/r/logs?follow=", "follow must be one of .*; got ``"),
+        ("GET", "/experiments?x=1", "unknown query field `x`; known: none"),
+        ("GET", "/experiments/e?x=1", "unknown query field `x`"),
+        ("PUT", "/experiments/e?x=1", "unknown query field `x`"),
+        ("DELETE", "/experiments/e?x=1", "unknown query field `x`"),
+        ("POST", "/fit?epochs=1", "unknown query field `epochs`"),
+        ("POST", "/encode?artifact=a", "unknown query field `artifact`"),
+        ("GET", "/data?x=1", "unknown query field `x`"),
+        ("GET", "/data/d?x=1", "unknown query field `x`"),
+    ],
+)
+def test_query_that_is_refused(client, executors, method, path, message):
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.json()["error"]) == (422, "ConfigError")
+    assert re.match(message, answer.json()["detail"])
+    assert executors.asked == []
+
+
+@pytest.mark.parametrize("id_", [{}, [], True, 1.5])
+def test_id_of_another_type_is_refused(client, executors, id_):
+    answer = client.post("/encode", json={"data": ["a", {"text": "b", "id": id_}]})
+    assert (answer.status_code, answer.json()) == (
+        422,
+        {"error": "DataError", "detail": "data[1]: the id must be a string or a whole number"},
+    )
+    assert executors.asked == []

@@ -1,0 +1,44 @@
+import pytest
+
+from finetuner.config import RunConfig
+from finetuner.data import from_rows
+from finetuner.errors import ConfigError, RunPreparingError
+from finetuner.run_api import RunAPI
+from finetuner.run_store import RunStore
+from finetuner.runs import Status
+from finetuner.supervisor import Supervisor
+
+NAME = {"run_name": "one"}
+
+
+@pytest.fixture
+def run(tmp_path):
+    config = RunConfig(model="tiny", run_name="one")
+    return RunStore(tmp_path).create(config, {"train.jsonl": from_rows([["a", 1], ["b", 1]])})
+
+
+@pytest.fixture
+def api(tmp_path):
+    return RunAPI(tmp_path, Supervisor(tmp_path))
+
+
+def test_log_goes_on_behind_a_half_written_character(api, run):
+    run.set_state(Status.STARTED, "")
+    log = run.folder / "log.txt"
+    log.write_bytes("a✨".encode()[:-1])
+    first = api.logs(NAME)
+    assert first == {"text": "a", "offset": 1, "ended": False}
+    log.write_bytes("a✨b".encode())
+    run.set_state(Status.FINISHED, "")
+    assert api.logs({**NAME, "offset": first["offset"]}) == {
+        "text": "✨b",
+        "offset": 5,
+        "ended": True,
+    }
+
+
+def test_log_before_the_start_and_from_a_wrong_offset(api, run):
+    with pytest.raises(RunPreparingError, match="logs will be ready"):
+        api.logs(NAME)
+    with pytest.raises(ConfigError, match="offset must be at least 0, got -1"):
+        api.logs({**NAME, "offset": -1})
