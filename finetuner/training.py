@@ -260,6 +260,8 @@ class Trainer:
                 return False
             self._end_epoch(validation_set)
             self._save(checkpoints)
+            if self._agreed(self._hooks.is_stopping):
+                return False
         self._model.eval()
         return True
 
