@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from finetuner.batching import BatchPlan
 from finetuner.config import RunConfig
 from finetuner.data import LabelledTexts, TrainingData, prepare_training
-from finetuner.errors import ConfigError
+from finetuner.errors import ConfigError, DataError
 from finetuner.losses import CENTRE_LOSSES
 from finetuner.objective import Need, needed_data
 from finetuner.pair_losses import Targets
@@ -20,6 +20,7 @@ from finetuner.pairs import PairData, TextPairs, Texts, as_labelled, prepare_pai
 from finetuner.tokens import TextTokenizer, TokenTable
 
 Positions = NDArray[np.int64]
+_MIN_PAIRS = 2
 
 
 @dataclass(frozen=True)
@@ -205,11 +206,38 @@ def describe(data: TrainingData | PairData) -> str:
 def split(
     data: TrainingData | PairData, *, config: RunConfig
 ) -> tuple[TrainingData | PairData, TrainingData | PairData]:
-    """Keep ``val_split`` of the data for a validation loss; training and validation data."""
-    if isinstance(data, PairData):
-        return split_pairs(data, config.val_split, seed=config.seed)
+    """Keep ``val_split`` of the data for a validation loss; training and validation data.
+
+    :raises DataError: When one of the two would have nothing to compare.
+    """
+    kept: TrainingData | PairData
+    held: TrainingData | PairData
     by_label = config.loss not in CENTRE_LOSSES
-    return split_data(data, config.val_split, by_label=by_label, seed=config.seed)
+    if isinstance(data, PairData):
+        kept, held = split_pairs(data, config.val_split, seed=config.seed)
+        is_enough = min(len(kept.pairs), len(held.pairs)) >= _MIN_PAIRS
+    else:
+        kept, held = split_data(data, config.val_split, by_label=by_label, seed=config.seed)
+        # A centre is there for every label; only texts that lie between themselves need company.
+        is_enough = all(map(_is_comparable, (kept, held))) if by_label else len(held.texts) > 0
+    if not is_enough:
+        raise DataError(
+            f"val_split={config.val_split} leaves {_extent(kept)} to train on and {_extent(held)} to "
+            f"validate with, too few for {config.loss}: give more data, another val_split, or eval_data"
+        )
+    return kept, held
+
+
+def _is_comparable(data: TrainingData) -> bool:
+    """Whether there are two labels, one of them with two texts."""
+    sizes = np.unique(data.classes, return_counts=True)[1]
+    return len(sizes) > 1 and bool(sizes.max() > 1)
+
+
+def _extent(data: TrainingData | PairData) -> str:
+    if isinstance(data, PairData):
+        return f"{len(data.pairs)} pairs"
+    return f"{len(data.texts)} texts with {len(np.unique(data.classes))} labels"
 
 
 def split_data(
@@ -217,7 +245,7 @@ def split_data(
 ) -> tuple[TrainingData, TrainingData]:
     """Keep a share of labelled texts for a validation loss.
 
-    :param data: At least four labels, or four texts of one label where not split by label.
+    :param data: The texts; whether both parts are of use is seen by :func:`split`.
     :param share: Above 0, below 1.
     :param by_label: Hold out whole labels, as retrieval on new data meets them; else a share of every
         label's texts, for losses with a centre for each label.

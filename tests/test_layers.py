@@ -42,8 +42,8 @@ ORDER = (
     *("adaptation", "batching", "losses", "pair_losses", "objective", "optimization"),
     *("training_set", "gradients", "collapse", "hard_negatives", "checkpoint"),
     *("training", "artifact", "onnx_export", "encoder", "evaluation", "quantization"),
-    *("verdict", "runs", "run_store", "encoder_cache", "submission"),
-    *("monitoring", "run_evaluation", "publishing", "stopping", "worklog", "job", "worker"),
+    *("verdict", "runs", "run_store", "encoder_cache", "monitoring", "submission"),
+    *("run_evaluation", "publishing", "stopping", "worklog", "job", "worker"),
     "supervisor",
     "run_api",
 )

@@ -190,8 +190,8 @@ def test_interrupted_once_anywhere(n_told, tiny_model_folder, data, store, reque
         weights, _ = _train(tiny_model_folder, data, config, host, validation=data)
         expected = request.session.stash[_KEY] = (weights, host.told)
     told = []
+    host = _Host(told, lambda told: len(told) == n_told)
     with pytest.raises(_Interrupted):
-        host = _Host(told, lambda told: len(told) == n_told)
         _train(tiny_model_folder, data, config, host, store, validation=data)
     found, _ = _train(tiny_model_folder, data, config, _Host(told), store, validation=data)
     assert told == expected[1]
@@ -213,8 +213,8 @@ def test_adapters_and_heads_go_on(adapt, tiny_model_folder, data, store):
     config = _config(epochs=2)
     expected, told = [], []
     weights, _ = _train(tiny_model_folder, data, config, _Host(expected), adapt=change)
+    host = _Host(told, lambda told: len(told) == 3)
     with pytest.raises(_Interrupted):
-        host = _Host(told, lambda told: len(told) == 3)
         _train(tiny_model_folder, data, config, host, store, adapt=change)
     found, _ = _train(tiny_model_folder, data, config, _Host(told), store, adapt=change)
     assert told == expected
@@ -229,8 +229,8 @@ def test_pairs_with_mined_negatives_go_on(tiny_model_folder, pairs, store):
     expected, told = [], []
     weights, _ = _train(tiny_model_folder, pairs, config, _Host(expected))
     n_told = len(expected) // 2 + 1
+    host = _Host(told, lambda told: len(told) == n_told)
     with pytest.raises(_Interrupted):
-        host = _Host(told, lambda told: len(told) == n_told)
         _train(tiny_model_folder, pairs, config, host, store)
     found, _ = _train(tiny_model_folder, pairs, config, _Host(told), store)
     assert told == expected
@@ -245,8 +245,8 @@ def test_gradient_checkpointing_goes_on(tiny_model_folder, data, store):
     config = _config(epochs=1)
     expected, told = [], []
     weights, _ = _train(tiny_model_folder, data, config, _Host(expected), adapt=change)
+    host = _Host(told, lambda told: len(told) == 2)
     with pytest.raises(_Interrupted):
-        host = _Host(told, lambda told: len(told) == 2)
         _train(tiny_model_folder, data, config, host, store, adapt=change)
     found, _ = _train(tiny_model_folder, data, config, _Host(told), store, adapt=change)
     assert told == expected
@@ -258,8 +258,8 @@ def test_a_damaged_checkpoint_costs_a_step_and_nothing_else(tiny_model_folder, d
     config = _config()
     expected, told = [], []
     weights, _ = _train(tiny_model_folder, data, config, _Host(expected))
+    host = _Host(told, lambda told: len(told) == 7)
     with pytest.raises(_Interrupted):
-        host = _Host(told, lambda told: len(told) == 7)
         _train(tiny_model_folder, data, config, host, store)
     newest = max(store.folder.glob("*.pt"))
     newest.write_bytes(newest.read_bytes()[:1000])
