@@ -248,7 +248,7 @@ def split_data(
     :param data: The texts; whether both parts are of use is seen by :func:`split`.
     :param share: Above 0, below 1.
     :param by_label: Hold out whole labels, as retrieval on new data meets them; else a share of every
-        label's texts, for losses with a centre for each label.
+        label's texts, on average, for losses with a centre for each label; never all of them.
     :param seed: Of the choice.
     :returns: Training and validation data.
     """
@@ -263,7 +263,9 @@ def split_data(
             order[np.argsort(data.classes[order], kind="stable")],
             np.cumsum(np.bincount(data.classes))[:-1],
         ):
-            place[members] = np.arange(len(members)) / max(1, len(members))
+            # A random offset, so that labels of a few texts too give up their share on average.
+            place[members] = (np.arange(len(members)) + generator.random()) / max(1, len(members))
+            place[members[:1]] = 0  # never all of a label's texts
         held = place >= 1 - share
     return _subset(data, ~held), _subset(data, held)
 

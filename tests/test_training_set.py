@@ -40,11 +40,18 @@ def test_whole_labels_are_held_out(share, n_held):
 
 
 def test_a_share_of_every_labels_texts_is_held_out():
-    """Of n texts those from place ceil(n * 0.7) on: 3 of 10, 1 of 4, none of 3 and of one alone."""
-    data = _data(10, 4, 3, 1)
-    kept, held = split_data(data, 0.3, by_label=False, seed=0)
-    assert Counter(held.classes.tolist()) == {0: 3, 1: 1}
-    assert Counter(kept.classes.tolist()) == {0: 7, 1: 3, 2: 3, 3: 1}
+    """Of 10 texts 3; of 4 texts 1.2, which is one or two; of one alone none."""
+    data = _data(10, *[4] * 50, 1)
+    held = Counter(split_data(data, 0.3, by_label=False, seed=0)[1].classes.tolist())
+    assert held[0] == 3
+    assert {held[label] for label in range(1, 51)} == {1, 2}
+    assert held[51] == 0
+    assert sum(held[label] for label in range(1, 51)) == pytest.approx(60, abs=10)
+
+
+def test_small_labels_give_up_their_share_on_average():
+    held = split_data(_data(*[4] * 200), 0.1, by_label=False, seed=0)[1]
+    assert len(held.texts) == pytest.approx(80, abs=25)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9])
