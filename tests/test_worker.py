@@ -37,6 +37,7 @@ def submitted(tmp_path_factory, tiny_model_folder, tiny_labelled):
 
     def submitted(**changes):
         evaluation = {"query_data": rows, "limit": 3, "steps_per_interval": 4}
+        falling = {"monitor": "train_loss", "mode": "max"}  # the first epoch is the best one
         request = {
             "model": "tiny",
             "train_data": rows,
@@ -57,8 +58,8 @@ def submitted(tmp_path_factory, tiny_model_folder, tiny_labelled):
             "device": "cpu",
             "callbacks": [
                 {"name": "EvaluationCallback", "options": {**evaluation, "gather_examples": True}},
-                {"name": "BestModelCheckpoint", "options": {"monitor": "val_loss"}},
-                {"name": "EarlyStopping", "options": {"monitor": "val_loss", "patience": 7}},
+                {"name": "BestModelCheckpoint", "options": falling},
+                {"name": "EarlyStopping", "options": {**falling, "patience": 6}},
                 {"name": "TrainingCheckpoint", "options": {"last_k_epochs": 2}},
             ],
         }
@@ -150,6 +151,9 @@ def finished(submitted):
     run = submitted()
     assert _Forked(run).wait(_TIMEOUT_S) == 0
     assert run.state().status is Status.FINISHED
+    log = " ".join(run.read_log()[0].split())
+    assert "Early stopping: train_loss was no better for 6 epochs" in log
+    assert "Keeping the model of epoch 1" in log
     _check_steps(run)
     _check_clean(run)
     return _result(run)
