@@ -33,6 +33,7 @@ from finetuner.publishing import Publisher
 from finetuner.run_evaluation import RunEvaluations
 from finetuner.run_store import RunStore
 from finetuner.runs import (
+    CHECKPOINTS,
     METRICS_FILE,
     STEPS_FILE,
     TRAIN_FILE,
@@ -64,7 +65,7 @@ class Job:
     def __init__(self, run: Run, console: Console, stop: StopSignal) -> None:
         self._run, self._console, self._stop = run, console, stop
         self._config = run.config()
-        self._checkpoints = CheckpointStore(run.folder / "checkpoints")
+        self._checkpoints = CheckpointStore(run.folder / CHECKPOINTS)
         self._stop_watches = [StopWatch(c) for c in self._config.callbacks_of(EarlyStopping)]
         self._best_weights = [
             BestWeights(c) for c in self._config.callbacks_of(BestModelCheckpoint)
@@ -172,7 +173,9 @@ class Job:
         )
 
     def _evaluate(self, epoch: int, step: int | None = None) -> dict[str, float]:
-        if epoch == 0 and self._evaluations.sets:
+        if not self._evaluations.sets:
+            return {}
+        if epoch == 0:
             logger.info("Evaluating the model before fine-tuning ...")
         self._set_details(f"Evaluating after epoch {epoch}" if epoch else "Evaluating before")
         return self._evaluations.evaluate(self._loaded, epoch, step=step)

@@ -86,8 +86,6 @@ class RunEvaluations:
         :param step: Batches of the epoch done, within one.
         :returns: The metrics by name, a caption before it where there is one; empty without callbacks.
         """
-        if not self.sets:
-            return {}
         encoder = torch_encoder(loaded)
         metrics: dict[str, float] = {}
         for callback, data in self.sets:

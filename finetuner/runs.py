@@ -47,6 +47,7 @@ TRAIN_FILE = "train.jsonl"
 VALIDATION_FILE = "validation.jsonl"
 METRICS_FILE = "metrics.jsonl"
 STEPS_FILE = "steps.jsonl"
+CHECKPOINTS = "checkpoints"
 
 
 class Status(StrEnum):
@@ -218,6 +219,10 @@ class Run:
     @property
     def _lock_path(self) -> Path:
         return self.folder / "lock"
+
+    def has_checkpoint(self) -> bool:
+        """Whether an interrupted training can go on from where it was."""
+        return any((self.folder / CHECKPOINTS).glob("step-*.pt"))
 
     def is_alive(self) -> bool:
         """Whether a worker holds the run's lock."""

@@ -31,6 +31,9 @@ from finetuner.pairs import PairData
 from finetuner.training_set import Batch, TrainingSet, create_set
 
 logger = logging.getLogger(__name__)
+# An epoch's end is a good place for a checkpoint, since evaluation need not be done again, but writing one
+# takes a second for a small model, and small data make an epoch of a few.
+_EPOCH_END_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -259,7 +262,8 @@ class Trainer:
             if not self._run_epoch(checkpoints):
                 return False
             self._end_epoch(validation_set)
-            self._save(checkpoints)
+            if self._is_due(_EPOCH_END_SHARE):
+                self._save(checkpoints)
         self._model.eval()
         return True
 
@@ -280,8 +284,7 @@ class Trainer:
             if self._at.step % self._config.accumulation_steps or self._at.step == len(batches):
                 continue  # within a step of the optimizer, or at the epoch's end, which saves too
             is_stopping = self._agreed(self._hooks.is_stopping)
-            is_due = time.monotonic() - self._saved_at > self._config.checkpoint_interval_s
-            if is_due or is_stopping:
+            if is_stopping or self._is_due():
                 self._save(checkpoints)
             if is_stopping:
                 return False
@@ -309,6 +312,11 @@ class Trainer:
             if not self._steps_by_epoch:
                 self._scheduler.step()
         return result
+
+    def _is_due(self, share: float = 1.0) -> bool:
+        """Whether that share of the time between two checkpoints has passed."""
+        passed_s = time.monotonic() - self._saved_at
+        return passed_s >= share * self._config.checkpoint_interval_s
 
     def _agreed(self, ask: Callable[[], bool]) -> bool:
         """Return the first process's answer, in all processes."""
