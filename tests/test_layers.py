@@ -27,16 +27,8 @@ ORDER = (
         "wire",
     ),
     *("datastore", "backbones", "device", "pooling", "tokens", "models", "batching", "losses"),
-    *(
-        "training",
-        "artifact",
-        "onnx_export",
-        "encoder",
-        "search",
-        "evaluation",
-        "runs",
-        "run_store",
-    ),
+    *("training", "artifact", "onnx_export", "encoder"),
+    *("search", "evaluation", "runs", "run_store"),
     *("encoder_cache", "submission", "worklog", "worker", "supervisor", "run_api"),
 )
 # What `import finetuner` loads: at module level only a few light modules of the core.
