@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -9,7 +10,7 @@ from docarray import DocumentArray
 
 from finetuner.callback import CALLBACKS
 from finetuner.client import Client, experiment_path, point_docarray_here, token
-from finetuner.config import DEFAULT_EXPERIMENT
+from finetuner.config import DEFAULT_EXPERIMENT, HardNegatives
 from finetuner.csv_file import CSVOptions
 from finetuner.errors import AuthenticationRequiredError, ConfigError
 from finetuner.experiment import Data, Experiment
@@ -51,17 +52,8 @@ def get_token() -> str:
     return token()
 
 
-# Arguments of the old API that this version does not act on, with the value that means nothing.
-_UNAVAILABLE = {
-    "eval_data": None,
-    "val_split": 0.0,
-    "model_artifact": None,
-    "freeze": False,
-    "output_dim": None,
-    "public": False,
-    "loss_optimizer": None,
-    "loss_optimizer_options": None,
-}
+# Arguments of `fit` that mean something to the client alone, or nothing.
+_NOT_SENT = ("experiment_name", "public", "num_workers")
 
 
 def fit(
@@ -99,6 +91,16 @@ def fit(
     *,
     loss_options: dict[str, Any] | None = None,
     precision: str = "auto",
+    onnx_variants: Sequence[str] | None = None,
+    dimensions: Sequence[int] = (),
+    hard_negatives: HardNegatives | dict[str, Any] | bool | None = None,
+    lora: dict[str, Any] | None = None,
+    accumulation_steps: int = 1,
+    gradient_cache_size: int | None = None,
+    gradient_checkpointing: bool = False,
+    max_gradient_norm: float = 1.0,
+    checkpoint_interval_s: float = 300.0,
+    n_processes: int = 1,
     seed: int = 0,
 ) -> Run:
     """Start a training run on the server and return at once.
@@ -107,6 +109,9 @@ def fit(
         server.
     :param train_data: The name of stored data, a DocumentArray with the tag ``finetuner_label``, a CSV
         path or open file, or rows ``(text, label)``.
+    :param eval_data: Data in the same forms, for a validation loss after each epoch.
+    :param val_split: Share of the training data to keep for one instead, below 1.
+    :param model_artifact: An artifact id or a run's name: go on from its weights, not from ``model``'s.
     :param run_name: Unique in its experiment; made up when None.
     :param description: Free text.
     :param experiment_name: Default ``default``.
@@ -122,54 +127,58 @@ def fit(
     :param callbacks: Of :mod:`finetuner.callback`.
     :param scheduler: A schedule of transformers, such as ``linear``; constant when None.
     :param scheduler_options: ``num_warmup_steps``, and what the schedule takes.
+    :param freeze: Train the projection head alone.
+    :param output_dim: Length of the vectors, by a projection head.
     :param device: ``cuda``, which falls back to the CPU with a warning, or ``cpu``.
     :param num_workers: Accepted and not used: texts are tokenised once, before training.
     :param to_onnx: Put an ONNX graph beside the weights.
     :param csv_options: How CSVs are read.
     :param num_items_per_class: Texts of one label put together, at least 2.
     :param sampler: ``auto``, ``class`` or ``random``.
+    :param loss_optimizer: The optimizer of a loss's own centres (ArcFaceLoss and its kin).
+    :param loss_optimizer_options: Its arguments.
     :param loss_options: The loss's arguments, such as ``{'temperature': 0.05}``.
-    :param precision: ``auto`` (bf16 where the hardware has it), ``fp32`` or ``bf16``.
-    :param seed: Of batches and dropout.
-    :raises ConfigError: When a setting is unknown, out of range, or not available in this version
-        (``eval_data``, ``val_split``, ``model_artifact``, ``freeze``, ``output_dim``, ``public``,
-        ``loss_optimizer``).
+    :param precision: ``auto`` (bf16 where the hardware has it), ``fp32``, ``bf16``, or ``fp16`` on a GPU.
+    :param onnx_variants: With ``to_onnx``, 8-bit graphs beside it: ``int8``, ``weight_int8``. One
+        that is too far from the fp32 graph is left out; the run's log says so, with the figures.
+    :param seed: Of batches, dropout and new weights.
+    :param dimensions: Lengths that the vectors may be cut to afterwards (Matryoshka).
+    :param hard_negatives: True, or :class:`finetuner.config.HardNegatives`: after each epoch, put texts into
+        one batch with texts of other labels that the model takes for like them.
+    :param lora: ``{'rank': 8, 'alpha': 16}`` trains low-rank additions alone; needs peft on the server.
+    :param accumulation_steps: Batches to a step of the optimizer.
+    :param gradient_cache_size: Texts in memory at once, for batches that would not fit; exact, and about
+        1.5 times the work.
+    :param gradient_checkpointing: Compute layers twice and keep less in memory.
+    :param max_gradient_norm: Longer gradients are cut to this.
+    :param n_processes: Processes that train together, one for each GPU; the gradient is that of one.
+    :param checkpoint_interval_s: Seconds from one checkpoint to the next.
+    :raises ConfigError: When a setting is unknown or out of range.
     :raises DataError: When the data cannot train or evaluate; the message gives the numbers found.
     :raises ModelNotFoundError, DataNotFoundError: When a named thing does not exist.
     :raises RunExistsError: When the experiment has a run of that name.
     :raises UnavailableError: When no server answers.
     """
-    given = locals()
-    for name, nothing in _UNAVAILABLE.items():
-        if given[name] != nothing:
-            raise ConfigError(f"{name} is not available in this version; leave it out")
-    experiment = Experiment(_client, {"name": experiment_name or DEFAULT_EXPERIMENT, "status": ""})
-    return experiment.create_training_run(
-        model,
-        train_data,
-        run_name,
-        csv_options=csv_options,
-        callbacks=callbacks,
-        description=description,
-        model_options=model_options,
-        loss=loss,
-        loss_options=loss_options,
-        miner=miner,
-        miner_options=miner_options,
-        optimizer=optimizer,
-        optimizer_options=optimizer_options,
-        learning_rate=learning_rate,
-        epochs=epochs,
-        batch_size=batch_size,
-        scheduler=scheduler,
-        scheduler_options=scheduler_options,
-        device=device,
-        to_onnx=to_onnx,
-        num_items_per_class=num_items_per_class,
-        sampler=sampler,
-        precision=precision,
-        seed=seed,
-    )
+    settings = {name: value for name, value in locals().items() if name not in _NOT_SENT}
+    if public:
+        raise ConfigError(
+            "public has no meaning on a server of your own: who reaches it reads all; leave it out"
+        )
+    settings["hard_negatives"] = _settings_of(hard_negatives)
+    return _experiment(experiment_name).create_training_run(**settings)
+
+
+def _settings_of(value: HardNegatives | dict[str, Any] | bool | None) -> dict[str, Any] | None:
+    if isinstance(value, HardNegatives):
+        return dataclasses.asdict(value)
+    if isinstance(value, bool):
+        return {} if value else None
+    return value
+
+
+def _experiment(name: str | None) -> Experiment:
+    """Return an experiment by name alone, without asking the server whether it is there."""
+    return Experiment(_client, {"name": name or DEFAULT_EXPERIMENT, "status": "ACTIVE"})
 
 
 create_run = fit
@@ -181,9 +190,7 @@ def get_run(run_name: str, experiment_name: str | None = None) -> Run:
 
     :raises RunNotFoundError: When the experiment has none of that name.
     """
-    return Experiment(
-        _client, {"name": experiment_name or DEFAULT_EXPERIMENT, "status": ""}
-    ).get_run(run_name)
+    return _experiment(experiment_name).get_run(run_name)
 
 
 def list_runs(experiment_name: str | None = None, page: int = 1, size: int = 50) -> list[Run]:
@@ -202,9 +209,7 @@ def delete_run(run_name: str, experiment_name: str | None = None) -> None:
 
     :raises RunNotFoundError: When the experiment has none of that name.
     """
-    Experiment(_client, {"name": experiment_name or DEFAULT_EXPERIMENT, "status": ""}).delete_run(
-        run_name
-    )
+    _experiment(experiment_name).delete_run(run_name)
 
 
 def delete_runs(experiment_name: str | None = None) -> None:

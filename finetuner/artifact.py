@@ -6,6 +6,7 @@
    ├─ config.json  model.safetensors  tokenizer.json  tokenizer_config.json
    ├─ modules.json  1_Pooling/  sentence_bert_config.json  config_sentence_transformers.json
    └─ onnx/model.onnx                       with to_onnx: outputs last_hidden_state, sentence_embedding
+      onnx/model_int8.onnx  …               with onnx_variants: those near enough to model.onnx
 
 Files are stored and not deflated: weights hardly shrink, and reading is a copy.
 """
@@ -24,6 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from finetuner.config import OnnxVariant
 from finetuner.errors import ArtifactNotFound, CorruptedArtifact, FinetunerError
 from finetuner.files import read_json, replacing, write_json
 from finetuner.schema import read
@@ -31,6 +33,7 @@ from finetuner.schema import read
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 ONNX_GRAPH = "onnx/model.onnx"
+VARIANT_GRAPHS = {variant: f"onnx/model_{variant}.onnx" for variant in OnnxVariant}
 _MAX_FILES = 200
 _MAX_BYTES = 20 * 2**30
 _CHUNK_BYTES = 2**20
@@ -46,6 +49,32 @@ _ZIP_ERRORS = (
 
 
 @dataclass(frozen=True)
+class VariantFigures:
+    """How far an 8-bit graph is from the fp32 graph it was made from.
+
+    :param name: Which variant.
+    :param file: Its path in the artifact; empty when it was refused.
+    :param size_bytes: Of its file.
+    :param n_texts: Texts whose vectors were compared.
+    :param min_cosine: Smallest cosine of a text's two vectors, -1 to 1.
+    :param mean_cosine: Their mean.
+    :param metrics: Retrieval metrics on the run's evaluation data, empty without such data.
+    :param reference_metrics: The same of the fp32 graph.
+    :param refused_for: Why it was refused, each with figure and limit; empty when it was published.
+    """
+
+    name: OnnxVariant
+    file: str
+    size_bytes: int
+    n_texts: int
+    min_cosine: float
+    mean_cosine: float
+    metrics: dict[str, Any] = field(default_factory=dict)
+    reference_metrics: dict[str, Any] = field(default_factory=dict)
+    refused_for: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What an artifact is.
 
@@ -57,8 +86,12 @@ class Manifest:
     :param max_length: Tokens a text is cut to.
     :param input_names: What the model takes.
     :param metrics: ``{"before": {…}, "after": {…}}``, empty without evaluation.
+    :param verdicts: By evaluation, whether the model improved, is unchanged or REGRESSED.
+    :param dimensions: Lengths that the vectors may be cut to, when it was trained for that.
     :param has_onnx: Whether ``onnx/model.onnx`` is there.
     :param created_at: ISO 8601.
+    :param variants: 8-bit graphs that are there.
+    :param refused_variants: Those that were asked for and were too far from the fp32 graph.
     :param files: sha256 by path.
     """
 
@@ -73,6 +106,10 @@ class Manifest:
     has_onnx: bool
     created_at: str
     format_version: int = FORMAT_VERSION
+    variants: tuple[VariantFigures, ...] = ()
+    refused_variants: tuple[VariantFigures, ...] = ()
+    verdicts: dict[str, Any] = field(default_factory=dict)
+    dimensions: tuple[int, ...] = ()
     files: dict[str, Any] = field(default_factory=dict)
 
 

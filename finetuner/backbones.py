@@ -70,7 +70,7 @@ def locate(model: str, workspace: Path) -> Path:
     :param workspace: The volume.
     :raises ModelNotFoundError: When none has it; the message lists all four places.
     """
-    if found := _locate_on_disk(model, workspace):
+    if found := locate_on_disk(model, workspace):
         return found
     import httpx2  # what huggingface_hub speaks HTTP with
     from huggingface_hub import errors, snapshot_download
@@ -89,7 +89,7 @@ def check_available(model: str, workspace: Path) -> None:
 
     :raises ModelNotFoundError: As :func:`locate`.
     """
-    if _locate_on_disk(model, workspace):
+    if locate_on_disk(model, workspace):
         return
     import httpx2
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
@@ -114,7 +114,8 @@ def _is_model_folder(folder: Path) -> bool:
         return False
 
 
-def _locate_on_disk(model: str, workspace: Path) -> Path | None:
+def locate_on_disk(model: str, workspace: Path) -> Path | None:
+    """Return the folder that :func:`locate` would, or None when the hub would be asked for it."""
     folder = Path(os.path.expanduser(model))  # Path's own raises for an unknown user
     if _is_model_folder(folder):
         return folder

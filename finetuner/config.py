@@ -6,18 +6,22 @@ import os
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import platformdirs
 
-from finetuner.callback import CALLBACKS
+from finetuner.callback import CALLBACKS, EvaluationCallback
 from finetuner.errors import ConfigError
 from finetuner.names import check_name, random_run_name
 from finetuner.schema import documented, nearest, read
 
+T = TypeVar("T")
 DEFAULT_EXPERIMENT = "default"
 DEFAULT_HOST = "http://127.0.0.1:51001"
 DEFAULT_LEARNING_RATE = 2e-5
+# Of a head alone or LoRA, which start from nothing, and of class centres.
+DEFAULT_ADAPTER_LEARNING_RATE = 1e-3
+DEFAULT_LOSS_LEARNING_RATE = 1e-2
 
 
 class Device(StrEnum):
@@ -41,6 +45,48 @@ class Precision(StrEnum):
     AUTO = "auto"
     FP32 = "fp32"
     BF16 = "bf16"
+    FP16 = "fp16"
+
+
+@dataclass(frozen=True)
+class HardNegatives:
+    """Texts that the model itself takes for alike though they are not, put into one batch with them.
+
+    After each epoch every text's nearest texts of other labels are looked up. One nearer than
+    ``1 - relative_margin`` times the mean similarity to its own label is left out, since it may be an
+    unmarked duplicate (the positive-aware filter of arXiv 2407.15831, section 3).
+
+    :raises ConfigError: When a number is out of its range.
+    """
+
+    share: float = documented(
+        "part of the groups that are joined with a rival, 0 to 1", default=0.5
+    )
+    relative_margin: float = documented("0 to 1", default=0.05)
+    n_candidates: int = documented("nearest texts looked at, at least 1", default=10)
+
+    def __post_init__(self) -> None:
+        for name in ("share", "relative_margin"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(
+                    f"hard_negatives.{name} must be from 0 to 1, got {getattr(self, name)}"
+                )
+        if self.n_candidates < 1:
+            raise ConfigError(
+                f"hard_negatives.n_candidates must be at least 1, got {self.n_candidates}"
+            )
+
+
+class OnnxVariant(StrEnum):
+    """Smaller, faster graphs beside the fp32 one.
+
+    ``int8`` computes in 8 bits, with one scale a channel of the weights and one a text for what flows
+    between them. ``weight_int8`` keeps the weights of matrix products in 8 bits, one scale for 32 of
+    them, and all else in fp32.
+    """
+
+    INT8 = "int8"
+    WEIGHT_INT8 = "weight_int8"
 
 
 @dataclass(frozen=True)
@@ -80,8 +126,35 @@ class RunConfig:
     model_options: dict[str, Any] = documented(
         "`pooler` (mean, cls, max), `max_length` in tokens, `normalize`", default_factory=dict
     )
-    loss: str = documented("a loss of pytorch-metric-learning", default="TripletMarginLoss")
+    eval_data: Any = documented(
+        "data for a validation loss, in the forms of train_data", default=None
+    )
+    val_split: float = documented(
+        "share of the training data to keep for a validation loss, below 1; not beside eval_data",
+        default=0.0,
+    )
+    model_artifact: str | None = documented(
+        "an artifact id or a run's name: go on from its weights", default=None
+    )
+    freeze: bool = documented("train the projection head alone", default=False)
+    output_dim: int | None = documented("length of the vectors, by a projection head", default=None)
+    lora: dict[str, Any] | None = documented(
+        "train low-rank additions alone: `rank`, `alpha`, `dropout`, `target_modules`", default=None
+    )
+    loss: str = documented(
+        "a loss of pytorch-metric-learning, or one of pairs", default="TripletMarginLoss"
+    )
     loss_options: dict[str, Any] = documented("the loss's arguments", default_factory=dict)
+    loss_optimizer: str | None = documented(
+        "the optimizer of a loss's own centres; of the model's kind when left out", default=None
+    )
+    loss_optimizer_options: dict[str, Any] = documented(
+        "its arguments; `lr` is 0.01 when left out", default_factory=dict
+    )
+    dimensions: tuple[int, ...] = documented(
+        "lengths that the vectors may be cut to, such as 384, 128, 64 (Matryoshka)", default=()
+    )
+    hard_negatives: HardNegatives | None = documented("mine rivals after each epoch", default=None)
     miner: str | None = documented("a miner of pytorch-metric-learning", default=None)
     miner_options: dict[str, Any] = documented("the miner's arguments", default_factory=dict)
     optimizer: str = documented("an optimizer of torch", default="Adam")
@@ -89,8 +162,8 @@ class RunConfig:
         "the optimizer's arguments", default_factory=dict
     )
     learning_rate: float | None = documented(
-        f"above 0, below 1; {DEFAULT_LEARNING_RATE:g} when neither this nor "
-        "`optimizer_options.lr` is given",
+        f"above 0, below 1; {DEFAULT_LEARNING_RATE:g}, or {DEFAULT_ADAPTER_LEARNING_RATE:g} with "
+        "`freeze` or `lora`, when neither this nor `optimizer_options.lr` is given",
         default=None,
     )
     scheduler: str | None = documented(
@@ -105,10 +178,29 @@ class RunConfig:
     )
     num_items_per_class: int = documented("texts of one label put together, at least 2", default=4)
     sampler: Sampler = documented("how batches are filled", default=Sampler.AUTO)
+    accumulation_steps: int = documented("batches to a step of the optimizer", default=1)
+    gradient_cache_size: int | None = documented(
+        "texts that are in memory at once; a batch's gradient stays the same", default=None
+    )
+    gradient_checkpointing: bool = documented(
+        "compute layers twice and keep less in memory", default=False
+    )
+    max_gradient_norm: float = documented("longer gradients are cut to this", default=1.0)
+    checkpoint_interval_s: float = documented(
+        "seconds from one checkpoint to the next; one is written after each epoch too",
+        default=300.0,
+    )
     precision: Precision = documented("arithmetic of the forward pass", default=Precision.AUTO)
     device: Device = documented("where to train", default=Device.CUDA)
     to_onnx: bool = documented("put an ONNX graph beside the weights", default=False)
+    onnx_variants: tuple[OnnxVariant, ...] = documented(
+        "8-bit graphs to put beside the ONNX graph, each only where it is near enough to it",
+        default=(),
+    )
     callbacks: tuple[CallbackConfig, ...] = documented("what happens beside training", default=())
+    n_processes: int = documented(
+        "processes that train together, each on a part of every batch; one for each GPU", default=1
+    )
     seed: int = documented("of batches and dropout, at least 0", default=0)
 
     def __post_init__(self) -> None:
@@ -120,9 +212,16 @@ class RunConfig:
             ("epochs", 0, 1000),
             ("batch_size", 4, 100_000),
             ("seed", 0, 2**63 - 1),
+            ("val_split", 0, 0.9),
+            ("accumulation_steps", 1, 100_000),
+            ("n_processes", 1, 1024),
+            ("gradient_cache_size", 1, 100_000),
+            ("output_dim", 1, 100_000),
+            ("max_gradient_norm", 1e-9, 1e9),
+            ("checkpoint_interval_s", 0, 1e9),
         ):
             value = getattr(self, name)
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:
                 raise ConfigError(f"{name} must be from {low} to {high}, got {value}")
         if self.num_items_per_class < 2:
             raise ConfigError(
@@ -133,31 +232,57 @@ class RunConfig:
             raise ConfigError(
                 f"learning_rate must lie between 0 and 1, got {self.resolved_learning_rate}"
             )
-        self.evaluations()
+        self._check_onnx_variants()
+        self._check_dimensions()
+        self.built_callbacks()
+
+    def _check_dimensions(self) -> None:
+        dimensions = self.dimensions
+        if dimensions and (min(dimensions) < 1 or len(set(dimensions)) < len(dimensions)):
+            raise ConfigError(f"dimensions must be different and above 0, got {list(dimensions)}")
+
+    def _check_onnx_variants(self) -> None:
+        names = ", ".join(self.onnx_variants)
+        if self.onnx_variants and not self.to_onnx:
+            raise ConfigError(
+                f"onnx_variants ({names}) are made from the ONNX graph: add to_onnx=True, or leave "
+                "onnx_variants out"
+            )
+        if len(set(self.onnx_variants)) < len(self.onnx_variants):
+            raise ConfigError(f"onnx_variants must name each variant once, got {names}")
 
     @property
     def resolved_learning_rate(self) -> float:
-        """The learning rate given, else the optimizer option ``lr``, else 2e-5.
+        """The learning rate given, else the optimizer option ``lr``, else 2e-5 (1e-3 for adapters).
 
         The optimizers' own default of 1e-3 destroys a pretrained transformer within one epoch.
         """
         if self.learning_rate is not None:
             return self.learning_rate
-        rate = self.optimizer_options.get("lr", DEFAULT_LEARNING_RATE)
+        is_adapter = self.freeze or self.lora is not None
+        default = DEFAULT_ADAPTER_LEARNING_RATE if is_adapter else DEFAULT_LEARNING_RATE
+        rate = self.optimizer_options.get("lr", default)
         if isinstance(rate, bool) or not isinstance(rate, int | float):
             raise ConfigError(f"optimizer_options.lr must be a number, got `{rate!r}`")
         return float(rate)
 
-    def evaluations(self) -> list[Any]:
+    def built_callbacks(self) -> list[Any]:
         """Return the callbacks themselves, checked.
 
-        :raises ConfigError: When one is unknown, or two would report under one name.
+        :raises ConfigError: When one is unknown, or two evaluations would report under one name.
         """
         callbacks = [config.build() for config in self.callbacks]
-        captions = [callback.caption for callback in callbacks]
+        captions = [c.caption for c in callbacks if isinstance(c, EvaluationCallback)]
         if len(set(captions)) < len(captions):
             raise ConfigError("several EvaluationCallbacks need a different `caption` each")
         return callbacks
+
+    def callbacks_of(self, kind: type[T]) -> list[T]:
+        """Return the callbacks of one class, in order.
+
+        :param kind: A class of :mod:`finetuner.callback`.
+        """
+        return [callback for callback in self.built_callbacks() if isinstance(callback, kind)]
 
 
 def workspace_dir(path: str | os.PathLike[str] | None = None) -> Path:

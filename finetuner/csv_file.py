@@ -1,19 +1,21 @@
-"""Labelled texts from CSV: two columns, text and label, or two texts that mean the same."""
+"""Labelled texts and pairs from CSV; a header names the columns, and without one their number decides."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import io
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 
-from finetuner.data import LabelledTexts, from_rows
 from finetuner.errors import DataError
+from finetuner.pairs import PAIR_HEADERS, Texts, read_rows
 
 _HEADER = {"text", "label"}
 
@@ -27,7 +29,7 @@ class CSVOptions:
     :param dialect: ``auto`` (sniffed), or a name that the ``csv`` module knows.
     :param encoding: Of a file given by path.
     :param is_labeled: Two columns are text and label; else, two texts that mean the same. A header
-        row ``text,label`` says so too.
+        row decides too: ``text,label``, ``anchor,positive[,negative]`` or ``sentence1,sentence2,score``.
     """
 
     size: int | None = None
@@ -37,10 +39,11 @@ class CSVOptions:
     is_labeled: bool = False
 
 
-def read_csv(
-    file: str | os.PathLike[str] | TextIO, options: CSVOptions | None = None
-) -> LabelledTexts:
-    """Read labelled texts, or pairs of texts that mean the same, from a CSV of two columns.
+def read_csv(file: str | os.PathLike[str] | TextIO, options: CSVOptions | None = None) -> Texts:
+    """Read labelled texts, or pairs of texts, from a CSV.
+
+    Without a header, two columns are pairs unless ``is_labeled``, and three are pairs with a score, when
+    the third is a number in every row.
 
     :param file: A path or an open text file.
     :param options: How to read it.
@@ -51,14 +54,22 @@ def read_csv(
     if not rows:
         raise DataError("the CSV file does not exist or is empty")
     header = [cell.strip().lower() for cell in rows[0]]
-    if set(header) == _HEADER and len(header) == 2:
-        text_column = header.index("text")
-        return from_rows(
-            [(row[text_column], row[1 - text_column]) for row in _two_columns(rows)[1:]]
-        )
-    if options.is_labeled:
-        return from_rows(_two_columns(rows))
-    return _from_pairs(_two_columns(rows))
+    if set(header) in (_HEADER, *PAIR_HEADERS) and len(set(header)) == len(header):
+        return _named(rows[1:], header)
+    if len(rows[0]) == 3 and not options.is_labeled and all(_is_number(row[-1]) for row in rows):
+        return _named(rows, ("sentence1", "sentence2", "score"))
+    return _named(rows, ("text", "label") if options.is_labeled else ("anchor", "positive"))
+
+
+def _named(rows: list[list[str]], names: Sequence[str]) -> Texts:
+    return read_rows([dict(zip(names, row, strict=True)) for row in _of_width(rows, len(names))])
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False
 
 
 def _csv_content(file: str | os.PathLike[str] | TextIO, options: CSVOptions) -> str:
@@ -99,28 +110,11 @@ def _sample(rows: list[list[str]], options: CSVOptions) -> list[list[str]]:
     return rows if options.size is None else rows[: options.size]
 
 
-def _two_columns(rows: list[list[str]]) -> list[list[str]]:
+def _of_width(rows: list[list[str]], width: int) -> list[list[str]]:
     for number, row in enumerate(rows, start=1):
-        if len(row) != 2:
+        if len(row) != width:
             raise DataError(
-                f"CSV row {number} has {len(row)} columns, two are needed; put quotes around a text "
+                f"CSV row {number} has {len(row)} columns, {width} are needed; put quotes around a text "
                 f"that holds commas. The row: `{','.join(row)}`"[:300]
             )
     return rows
-
-
-def _from_pairs(pairs: list[list[str]]) -> LabelledTexts:
-    """Label texts so that all that are linked by pairs, directly or not, share one label."""
-    parent: dict[str, str] = {}
-
-    def root(text: str) -> str:
-        parent.setdefault(text, text)
-        while parent[text] != text:
-            parent[text] = text = parent[parent[text]]
-        return text
-
-    for left, right in pairs:
-        parent[root(right)] = root(left)
-    numbers: dict[str, int] = {}
-    rows = [(text, numbers.setdefault(root(text), len(numbers))) for text in parent]
-    return from_rows(rows)

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import orjson
@@ -80,6 +80,11 @@ def normalise_label(value: object) -> str | None:
     raise DataError(f"a label must be a string or a number, got `{value!r}`"[:200])
 
 
+def fold(text: str) -> str:
+    """Return the form in which texts are compared: without case and extra space."""
+    return " ".join(text.lower().split())
+
+
 def check_text(text: object, where: str) -> str:
     """Return a text unchanged, or refuse what is none.
 
@@ -141,8 +146,16 @@ def from_documents(documents: DocumentArray) -> LabelledTexts:
     return LabelledTexts(texts, labels, ids)
 
 
-def write_jsonl(data: LabelledTexts, path: Path) -> None:
-    """Write one JSON object a line: text, label and, where there is one, id."""
+class HasRows(Protocol):
+    """Data that can be written row by row."""
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield each row under the names of its fields."""
+        ...
+
+
+def write_jsonl(data: HasRows, path: Path) -> None:
+    """Write one JSON object a line, such as text, label and, where there is one, id."""
     with path.open("wb") as file:
         for row in data.rows():
             file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
@@ -151,7 +164,11 @@ def write_jsonl(data: LabelledTexts, path: Path) -> None:
 def read_jsonl(path: Path) -> LabelledTexts:
     """Read what :func:`write_jsonl` wrote; it was checked then, and 100,000 checks cost 0.3 s."""
     with path.open("rb") as file:
-        rows = [orjson.loads(line) for line in file]
+        return rows_as_read([orjson.loads(line) for line in file])
+
+
+def rows_as_read(rows: Sequence[Mapping[str, Any]]) -> LabelledTexts:
+    """Return rows that were checked before as texts, labels and ids."""
     return LabelledTexts(
         [row["text"] for row in rows],
         [row["label"] for row in rows],
@@ -193,7 +210,7 @@ def prepare_training(data: LabelledTexts) -> TrainingData:
     labels_of: dict[str, dict[str, str]] = {}
     for text, label in zip(data.texts, data.labels, strict=True):
         assert label is not None  # noqa: S101 - _check_complete has refused these
-        labels_of.setdefault(" ".join(text.lower().split()), {}).setdefault(label, text)
+        labels_of.setdefault(fold(text), {}).setdefault(label, text)
     kept = [
         (text, label)
         for found in labels_of.values()

@@ -25,10 +25,12 @@ from docarray import Document, DocumentArray
 from docarray.proto.docarray_pb2 import DocumentProto
 from google.protobuf.message import DecodeError
 
-from finetuner.data import LabelledTexts, from_documents, read_jsonl, write_jsonl
+from finetuner.data import write_jsonl
 from finetuner.errors import DataError, DataNotFoundError
 from finetuner.files import read_json, sync_folder, write_json
 from finetuner.names import check_data_name
+from finetuner.pairs import Texts, read_data
+from finetuner.pairs import read_documents as read_texts
 
 _HEADER = struct.Struct(">BQ")
 _LENGTH = struct.Struct(">I")
@@ -133,8 +135,8 @@ class DataStore:
         self.get(name)
         return self._folder(name) / "documents"
 
-    def texts(self, name: str) -> LabelledTexts:
-        """Return the texts and labels of stored documents.
+    def texts(self, name: str) -> Texts:
+        """Return the texts and labels, or the pairs, of stored documents.
 
         :raises DataNotFoundError: When nothing has the name.
         :raises DataError: When a document has no text.
@@ -144,7 +146,7 @@ class DataStore:
         if not path.exists():
             reason = read_json(self._folder(name) / "no-texts.json")
             raise DataError(f"the stored data `{name}` cannot be used as texts: {reason}")
-        return read_jsonl(path)
+        return read_data(path)
 
 
 def _pad(path: Path) -> None:
@@ -161,7 +163,7 @@ def _pad(path: Path) -> None:
 def _write_texts(documents: DocumentArray, folder: Path) -> None:
     """Write the texts, or, for documents that are no texts, the reason why not."""
     try:
-        write_jsonl(from_documents(documents), folder / "texts.jsonl")
+        write_jsonl(read_texts(documents), folder / "texts.jsonl")
     except DataError as exc:
         write_json(folder / "no-texts.json", str(exc))
 

@@ -14,6 +14,7 @@ FinetunerError
 ├─ ConfigError (ValueError)                   422  unknown field, wrong type, out of range
 ├─ DataError (ValueError)                     422  the data cannot train or evaluate
 ├─ CorruptedArtifact (ValueError)             422
+├─ KeysMismatchError (ValueError)             422  two sets of weights are not of one model
 ├─ UnavailableError (ConnectionError)         503  a server or an executor does not answer
 ├─ TrainingError (RuntimeError)               500  training cannot go on
 └─ FinetunerServerError (RuntimeError)        500  anything the server did not foresee
@@ -116,6 +117,12 @@ class DataError(FinetunerError, ValueError):
 
 class CorruptedArtifact(FinetunerError, ValueError):  # noqa: N818 - as above
     """An artifact is no zip, lacks files, or its files have changed."""
+
+    http_status = 422
+
+
+class KeysMismatchError(FinetunerError, ValueError):
+    """Two sets of weights do not have the same names and shapes, so they cannot be combined."""
 
     http_status = 422
 

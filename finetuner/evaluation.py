@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from finetuner.callback import EvaluationCallback
 from finetuner.data import LabelledTexts
 from finetuner.errors import DataError
-from finetuner.metrics import retrieval_metrics
+from finetuner.metrics import metrics_per_query
 from finetuner.search import Positions, search
 
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
@@ -24,10 +24,12 @@ class Evaluation:
 
     :param metrics: The nine metrics, each a mean over the queries.
     :param examples: For some queries, the nearest index texts; empty unless asked for.
+    :param per_query: The metrics of each query, *Shape:* ``(n_queries,)``.
     """
 
     metrics: dict[str, float]
     examples: list[dict[str, Any]]
+    per_query: dict[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -134,13 +136,14 @@ def evaluate(embed: Embed, data: EvaluationSet, *, callback: EvaluationCallback)
     )
     relevance = (data.index_classes[places] == data.query_classes[:, None]) & (places >= 0)
     n_matches = (places >= 0).sum(axis=1)
-    metrics = retrieval_metrics(relevance, n_matches, data.n_relevant)
+    per_query = metrics_per_query(relevance, n_matches, data.n_relevant)
+    metrics = {name: float(values.mean()) for name, values in per_query.items()}
     n_examples = callback.num_example_queries if callback.gather_examples else 0
     examples = [
         _example(data, query, places[query], distances[query])
         for query in range(min(n_examples, len(data.queries)))
     ]
-    return Evaluation(metrics, examples)
+    return Evaluation(metrics, examples, per_query)
 
 
 def _example(

@@ -11,8 +11,8 @@ from docarray import DocumentArray
 
 from finetuner.client import Client, experiment_path, run_path
 from finetuner.csv_file import CSVOptions, read_csv
-from finetuner.data import from_documents
 from finetuner.errors import ConfigError
+from finetuner.pairs import read_documents
 from finetuner.run import Run
 
 # What data may be: a stored name, a CSV path or open file, a DocumentArray, or rows.
@@ -76,18 +76,21 @@ class Experiment:
         train_data: Data,
         run_name: str | None = None,
         *,
+        eval_data: Data = None,
         csv_options: CSVOptions | None = None,
         callbacks: Sequence[Any] | None = None,
         **settings: Any,
     ) -> Run:
         """Start a run.
 
+        :param eval_data: For a validation loss, in the forms of ``train_data``.
         :param settings: The other arguments of ``finetuner.fit``.
         :raises ConfigError, DataError: As ``finetuner.fit``.
         """
         body = {
             "model": model,
             "train_data": wire_data(train_data, csv_options),
+            "eval_data": None if eval_data is None else wire_data(eval_data, csv_options),
             "run_name": run_name or "",
             "experiment_name": self.name,
             "callbacks": [_wire_callback(callback, csv_options) for callback in callbacks or ()],
@@ -105,7 +108,7 @@ def wire_data(data: Data, csv_options: CSVOptions | None) -> Any:
     :raises ConfigError: When it is none of these.
     """
     if isinstance(data, DocumentArray):
-        return list(from_documents(data).rows())
+        return list(read_documents(data).rows())
     if isinstance(data, str) and not Path(data).is_file():
         return data
     if isinstance(data, str | Path) or hasattr(data, "read"):

@@ -11,7 +11,7 @@ from docarray import DocumentArray
 from numpy.typing import ArrayLike, NDArray
 
 from finetuner.backbones import BACKBONES
-from finetuner.config import Device, workspace_dir
+from finetuner.config import Device, OnnxVariant, workspace_dir
 from finetuner.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ def get_model(
     device: str | None = None,
     logging_level: str = "WARNING",
     is_onnx: bool = False,
+    *,
+    variant: OnnxVariant | None = None,
 ) -> Encoder:
     """Load a fine-tuned model.
 
@@ -66,13 +68,15 @@ def get_model(
     :param token: Accepted and not used, as are ``batch_size``, ``select_model``, ``logging_level``.
     :param device: ``cpu`` or ``cuda``; cuda where there is one when None.
     :param is_onnx: Run the artifact's ONNX graph.
+    :param variant: Run its 8-bit graph of that name, ``int8`` or ``weight_int8``, on the CPU.
     :raises ArtifactNotFound: When nothing is there.
+    :raises ConfigError: When the artifact has no such variant; the message lists those it has.
     :raises CorruptedArtifact: When it is damaged, or has no ONNX graph though ``is_onnx`` was given.
     """
     from finetuner.encoder import Backend, load_encoder
 
-    backend = Backend.ONNX if is_onnx else Backend.TORCH
-    return load_encoder(Path(artifact), backend=backend, device=_device(device))
+    backend = Backend.ONNX if is_onnx or variant is not None else Backend.TORCH
+    return load_encoder(Path(artifact), backend=backend, device=_device(device), variant=variant)
 
 
 def build_model(

@@ -94,17 +94,17 @@ def reciprocal_rank(relevance: Relevance) -> Values:
     return np.where(relevance.any(axis=1), 1 / (first + 1), 0.0)
 
 
-def retrieval_metrics(
+def metrics_per_query(
     relevance: Relevance, n_matches: Counts, n_relevant: Counts
-) -> dict[str, float]:
-    """Return the nine metrics, each the mean over the queries, in alphabetical order.
+) -> dict[str, Values]:
+    """Return the nine metrics of each query, in alphabetical order.
 
     :param relevance: *Shape:* ``(n_queries, limit)`` bool, as the module says.
     :param n_matches: *Shape:* ``(n_queries,)``; matches got.
     :param n_relevant: *Shape:* ``(n_queries,)``; index texts with the query's label.
-    :returns: Nothing but zeros for no queries.
+    :returns: *Shape:* ``(n_queries,)`` each.
     """
-    per_query = {
+    return {
         "average_precision": average_precision(relevance),
         "dcg_at_k": dcg_at_k(relevance),
         "f1_score_at_k": f1_score_at_k(relevance, n_matches, n_relevant),
@@ -115,4 +115,11 @@ def retrieval_metrics(
         "recall_at_k": recall_at_k(relevance, n_relevant),
         "reciprocal_rank": reciprocal_rank(relevance),
     }
+
+
+def retrieval_metrics(
+    relevance: Relevance, n_matches: Counts, n_relevant: Counts
+) -> dict[str, float]:
+    """Return the means of :func:`metrics_per_query` over the queries; zeros for no queries."""
+    per_query = metrics_per_query(relevance, n_matches, n_relevant)
     return {name: float(v.mean()) if len(v) else 0.0 for name, v in per_query.items()}

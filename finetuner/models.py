@@ -1,5 +1,6 @@
-"""The model: a transformer, a pooler and, by default, vectors of length one; read from and written to
-the folder layout that transformers, sentence-transformers 3 to 6 and text-embeddings-inference load.
+"""The model: a transformer, a pooler, perhaps a projection head and, by default, vectors of length one;
+read from and written to the folder layout that transformers, sentence-transformers 3 to 6 and
+text-embeddings-inference load.
 
 The old API's vectors were not normalised; ``model_options={'normalize': False}`` gives such ones.
 """
@@ -9,23 +10,31 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from finetuner.errors import ConfigError, ModelNotFoundError
-from finetuner.files import read_json, write_json
+from finetuner.errors import ConfigError, FinetunerServerError, ModelNotFoundError
+from finetuner.head import Head, new_head, read_head, read_head_settings, write_head
+from finetuner.model_folder import (
+    check_max_length,
+    read_config,
+    read_max_length,
+    read_pooler,
+    write_lengths_and_prompts,
+    write_pooler,
+    write_stages,
+)
 from finetuner.pooling import POOLERS, Pooler
 from finetuner.schema import documented
 from finetuner.tokens import INPUT_NAMES, TextTokenizer
 
 transformers_logging.disable_progress_bar()
 
-_LONGEST_TOKENS = 8192
+_WIDEST_HEAD = 8192
 # What transformers lets through when a file is missing, cut short or of another form.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
 
@@ -34,7 +43,7 @@ _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, Safeten
 class ModelOptions:
     """``model_options`` of a run; what is left out comes from the model's own folder.
 
-    :raises ConfigError: When ``max_length`` is below 4.
+    :raises ConfigError: When ``max_length`` is below 4, or ``output_dim`` not from 1 to 8192.
     """
 
     pooler: Pooler | None = documented(
@@ -42,30 +51,82 @@ class ModelOptions:
     )
     max_length: int | None = documented("tokens a text is cut to, at least 4", default=None)
     normalize: bool = documented("scale vectors to length one", default=True)
+    output_dim: int | None = documented(
+        "length of a vector, 1 to 8192, by a projection head after pooling; the model's own when left out",
+        default=None,
+    )
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 4:
             raise ConfigError(f"model_options.max_length must be at least 4, got {self.max_length}")
+        if self.output_dim is not None and not 1 <= self.output_dim <= _WIDEST_HEAD:
+            raise ConfigError(
+                f"model_options.output_dim must be from 1 to {_WIDEST_HEAD}, got {self.output_dim}"
+            )
 
 
 class EmbeddingModel(nn.Module):
-    """A transformer and its pooler.
+    """A transformer, its pooler and perhaps a projection head.
 
     :param backbone: A transformers encoder.
     :param pooler: From token vectors to text vectors.
     :param normalize: Scale text vectors to length one.
+    :param head: From pooled vectors to those of another length, before they are scaled.
     """
 
-    def __init__(self, backbone: nn.Module, *, pooler: Pooler, normalize: bool) -> None:
+    def __init__(
+        self, backbone: nn.Module, *, pooler: Pooler, normalize: bool, head: Head | None = None
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.pooler = pooler
+        self.head = head
         self.normalize = normalize
+        # Parts that stay in evaluation mode; a tuple, so that they are not registered twice.
+        self.frozen: tuple[nn.Module, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Length of a token vector."""
+        return int(self.backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
 
     @property
     def dim(self) -> int:
-        """Length of a vector."""
-        return int(self.backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        """Length of a text vector."""
+        return self.width if self.head is None else self.head.settings.out_features
+
+    def add_head(self, output_dim: int, *, seed: int) -> None:
+        """Put an untrained projection head after pooling, as :func:`finetuner.head.new_head` makes it.
+
+        :param output_dim: Length of a text vector from now on.
+        :param seed: Of its weights.
+        :raises ConfigError: When there is a head already.
+        """
+        if self.head is not None:
+            raise ConfigError(f"the model has a projection head already, to {self.dim} components")
+        device = next(self.backbone.parameters()).device
+        self.head = new_head(self.width, output_dim, seed=seed).to(device)
+
+    def train(self, mode: bool = True) -> EmbeddingModel:
+        """Switch dropout on or off, except in what is frozen: there it stays off.
+
+        :param mode: On.
+        """
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Compute the layers' values anew in the backward pass, for less memory and the same gradients.
+
+        :raises ConfigError: When the backbone cannot do that.
+        """
+        options = {"use_reentrant": False}  # the other kind needs inputs with a gradient
+        try:
+            self.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs=options)  # type: ignore[operator]
+        except ValueError as exc:
+            raise ConfigError(f"this model has no gradient checkpointing: {exc}") from exc
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -77,13 +138,15 @@ class EmbeddingModel(nn.Module):
         """Embed one batch.
 
         :param inputs: In the order of :attr:`input_names`, each *Shape:* ``(batch, seq)`` int64.
-        :returns: Token vectors, *Shape:* ``(batch, seq, dim)``, and text vectors, *Shape:*
+        :returns: Token vectors, *Shape:* ``(batch, seq, width)``, and text vectors, *Shape:*
             ``(batch, dim)`` float32 whatever the autocast: losses in 16 bit are off by a tenth.
         """
         named = dict(zip(self.input_names, inputs, strict=True))
         token_embeddings = self.backbone(**named).last_hidden_state
         with torch.autocast(token_embeddings.device.type, enabled=False):
             pooled = POOLERS[self.pooler](token_embeddings.float(), named["attention_mask"])
+            if self.head is not None:
+                pooled = self.head(pooled)
             if self.normalize:
                 pooled = nn.functional.normalize(pooled, dim=1)
         return token_embeddings, pooled
@@ -105,22 +168,49 @@ class LoadedModel:
     hf_tokenizer: PreTrainedTokenizerFast
 
 
+def check_options(folder: Path, options: ModelOptions) -> None:
+    """Refuse now what :func:`load_model` would refuse later, as far as small files tell; no weights.
+
+    :param folder: Holds ``config.json``.
+    :param options: What to take otherwise than the folder says.
+    :raises ModelNotFoundError, ConfigError: As :func:`load_model`.
+    """
+    head = read_head_settings(folder)
+    if head and options.output_dim not in (None, head.out_features):
+        raise ConfigError(
+            f"model_options.output_dim is {options.output_dim}, but `{folder.name}` has a trained "
+            f"projection head to {head.out_features}: leave output_dim out, or begin with the "
+            "model that had none"
+        )
+    if options.pooler is None:
+        read_pooler(folder)
+    check_max_length(folder, options.max_length)
+
+
 def load_model(
-    folder: Path, options: ModelOptions | None = None, *, attention: str = "sdpa"
+    folder: Path,
+    options: ModelOptions | None = None,
+    *,
+    attention: str = "sdpa",
+    seed: int = 0,
 ) -> LoadedModel:
     """Read a transformers or sentence-transformers folder; nothing of it is executed.
 
     :param folder: Holds ``config.json``, weights and a tokenizer.
-    :param options: What to take otherwise than the folder says.
+    :param options: What to take otherwise than the folder says. Where the folder has no projection
+        head, an ``output_dim`` other than the model's own length adds an untrained one.
     :param attention: ``sdpa``, or ``eager`` for a graph that ONNX Runtime runs faster.
+    :param seed: Of the weights of an added head.
     :raises ModelNotFoundError: When a file is missing or cannot be read.
-    :raises ConfigError: When the folder holds a stage that this package does not know, or
-        ``max_length`` is more than the model has positions.
+    :raises ConfigError: When the folder holds a stage that this package does not know, ``max_length``
+        is more than the model has positions, or ``output_dim`` is not that of the folder's head: a
+        second one after it would not fit the folder layout, and replacing it would lose what it learnt.
     """
     options = options or ModelOptions()
-    _check_modules(folder)
+    check_options(folder, options)
+    config = read_config(folder)
+    head = read_head(folder)
     try:
-        config = AutoConfig.from_pretrained(folder)
         backbone = AutoModel.from_pretrained(
             folder, config=config, attn_implementation=attention, dtype=torch.float32
         )
@@ -128,10 +218,20 @@ def load_model(
     except _UNREADABLE as exc:
         raise ModelNotFoundError(f"the model in `{folder.name}` cannot be loaded: {exc}") from exc
     model = EmbeddingModel(
-        backbone, pooler=options.pooler or _read_pooler(folder), normalize=options.normalize
+        backbone,
+        pooler=options.pooler or read_pooler(folder),
+        normalize=options.normalize,
+        head=head,
     )
-    max_length = _checked_max_length(options, folder, config) or _read_max_length(
-        folder, config, hf_tokenizer
+    if head is not None and head.settings.in_features != model.width:
+        raise ModelNotFoundError(
+            f"the head of `{folder.name}` cannot be read: it takes {head.settings.in_features} "
+            f"components, and the model gives {model.width}"
+        )
+    if options.output_dim not in (None, model.dim):
+        model.add_head(options.output_dim, seed=seed)
+    max_length = options.max_length or read_max_length(
+        folder, config, hf_tokenizer.model_max_length
     )
     tokenizer = TextTokenizer.create(
         hf_tokenizer.backend_tokenizer.to_str(),
@@ -142,120 +242,24 @@ def load_model(
     return LoadedModel(model.eval(), tokenizer, max_length, hf_tokenizer)
 
 
-def _check_modules(folder: Path) -> None:
-    """Refuse a sentence-transformers folder with a stage that would be silently left out."""
-    if not (folder / "modules.json").is_file():
-        return
-    known = {"Transformer", "Pooling", "Normalize"}
-    for module in _read_settings(folder, "modules.json", list):
-        kind = str(module.get("type", module) if isinstance(module, dict) else module)
-        kind = kind.rpartition(".")[2]
-        if kind not in known:
-            raise ConfigError(
-                f"the model in `{folder.name}` has a stage `{kind}`; known: {', '.join(sorted(known))}"
-            )
-
-
-def _read_settings(folder: Path, name: str, form: type) -> Any:
-    try:
-        value = read_json(folder / name)
-    except (OSError, ValueError) as exc:
-        raise ModelNotFoundError(f"`{name}` of `{folder.name}` cannot be read: {exc}") from exc
-    if not isinstance(value, form):
-        raise ModelNotFoundError(
-            f"`{name}` of `{folder.name}` cannot be read: it is no {form.__name__}"
-        )
-    return value
-
-
-def _read_pooler(folder: Path) -> Pooler:
-    path = folder / "1_Pooling" / "config.json"
-    if not path.is_file():
-        return Pooler.MEAN
-    config = _read_settings(folder, "1_Pooling/config.json", dict)
-    chosen = [
-        pooler
-        for pooler, key in _POOLING_KEYS.items()
-        if config.get(key) or config.get("pooling_mode") == pooler.value
-    ]
-    # Several at once give vectors put end to end; none of ours does.
-    if len(chosen) == 1 and not any(config.get(key) for key in _OTHER_POOLING_KEYS):
-        return chosen[0]
-    raise ConfigError(f"the pooling of `{folder.name}` is none of {', '.join(Pooler)}: {config}")
-
-
-def _checked_max_length(options: ModelOptions, folder: Path, config: object) -> int | None:
-    positions = getattr(config, "max_position_embeddings", None)
-    if options.max_length and positions and options.max_length > positions:
-        raise ConfigError(
-            f"model_options.max_length is {options.max_length}, but `{folder.name}` has only "
-            f"{positions} positions"
-        )
-    return options.max_length
-
-
-def _read_max_length(folder: Path, config: object, hf_tokenizer: PreTrainedTokenizerFast) -> int:
-    name = "sentence_bert_config.json"
-    has_file = (folder / name).is_file()
-    stated = _read_settings(folder, name, dict).get("max_seq_length") if has_file else None
-    positions = getattr(config, "max_position_embeddings", None) or _LONGEST_TOKENS
-    # RoBERTa and its kin count positions from the padding id + 1; their tokenizers know the rest.
-    return int(
-        min(stated or _LONGEST_TOKENS, hf_tokenizer.model_max_length, positions, _LONGEST_TOKENS)
-    )
-
-
-_POOLING_KEYS = {
-    Pooler.MEAN: "pooling_mode_mean_tokens",
-    Pooler.CLS: "pooling_mode_cls_token",
-    Pooler.MAX: "pooling_mode_max_tokens",
-}
-_OTHER_POOLING_KEYS = (
-    "pooling_mode_mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens",
-    "pooling_mode_lasttoken",
-)
-
-
 def save_model(loaded: LoadedModel, folder: Path) -> None:
     """Write the folder layout of sentence-transformers before 5.4, which every loader reads.
 
     :param loaded: The model; its weights are written in float32.
     :param folder: Must exist and be empty.
+    :raises FinetunerServerError: When LoRA was not merged: nobody could read such weights again.
     """
     model = loaded.model
+    if hasattr(model.backbone, "peft_config"):
+        raise FinetunerServerError("The model cannot be saved", "its LoRA was not merged")
     model.backbone.save_pretrained(folder)  # type: ignore[operator]
     loaded.hf_tokenizer.backend_tokenizer.no_truncation()
     loaded.hf_tokenizer.backend_tokenizer.no_padding()
     loaded.hf_tokenizer.save_pretrained(folder)
-    stages = ["Transformer", "Pooling"] + (["Normalize"] if model.normalize else [])
-    paths = ["", "1_Pooling", "2_Normalize"]
-    modules = [
-        {
-            "idx": i,
-            "name": str(i),
-            "path": paths[i],
-            "type": f"sentence_transformers.models.{stage}",
-        }
-        for i, stage in enumerate(stages)
-    ]
-    write_json(folder / "modules.json", modules)
-    (folder / "1_Pooling").mkdir()
-    pooling = {key: pooler == model.pooler for pooler, key in _POOLING_KEYS.items()}
-    write_json(
-        folder / "1_Pooling" / "config.json",
-        {
-            "word_embedding_dimension": model.dim,
-            **pooling,
-            **dict.fromkeys(_OTHER_POOLING_KEYS, False),
-            "include_prompt": True,
-        },
-    )
-    write_json(
-        folder / "sentence_bert_config.json",
-        {"max_seq_length": loaded.max_length, "do_lower_case": False},
-    )
-    write_json(
-        folder / "config_sentence_transformers.json",
-        {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
-    )
+    present = {"Dense": model.head is not None, "Normalize": model.normalize}
+    optional = [kind for kind, is_present in present.items() if is_present]
+    stages = write_stages(folder, ["Transformer", "Pooling", *optional])
+    write_pooler(stages["Pooling"], model.pooler, width=model.width)
+    if model.head is not None:
+        write_head(stages["Dense"], model.head)
+    write_lengths_and_prompts(folder, max_length=loaded.max_length)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetuner.config import DEFAULT_EXPERIMENT, RunConfig
-from finetuner.data import from_documents
 from finetuner.errors import ConfigError
+from finetuner.pairs import read_documents
 from finetuner.run_store import RunStore
 from finetuner.runs import Run, Status
 from finetuner.schema import documented, read
@@ -94,7 +94,7 @@ class RunAPI:
             return dict(parameters)
         if "train_data" in parameters:
             raise ConfigError("give the training data as documents or as train_data, not both")
-        return {**parameters, "train_data": list(from_documents(docs).rows())}
+        return {**parameters, "train_data": list(read_documents(docs).rows())}
 
     def fit(self, request: dict[str, Any]) -> dict[str, Any]:
         """Create a run and put it into the queue."""

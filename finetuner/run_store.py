@@ -5,14 +5,14 @@ from __future__ import annotations
 import secrets
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from finetuner.config import DEFAULT_EXPERIMENT, RunConfig
-from finetuner.data import LabelledTexts, write_jsonl
+from finetuner.data import HasRows, write_jsonl
 from finetuner.errors import (
     ArtifactNotFound,
     ConfigError,
@@ -34,7 +34,7 @@ class RunStore:
     def __init__(self, workspace: Path) -> None:
         self._root = workspace / "runs"
 
-    def create(self, config: RunConfig, data: dict[str, LabelledTexts]) -> Run:
+    def create(self, config: RunConfig, data: Mapping[str, HasRows]) -> Run:
         """Write a new run's folder; it appears as a whole.
 
         :param config: The settings; ``train_data`` says where the data came from, for people.

@@ -5,6 +5,10 @@ runs/{experiment}/{run_name}/
   state.json     status and details, replaced as a whole
   log.txt        what the worker writes
   metrics.jsonl  one line an evaluation
+  steps.jsonl    one line a batch: loss, active share, learning rate
+  verdict.json   what fine-tuning changed, when it was evaluated
+  checkpoints/   where it goes on from after an interruption; gone when it is finished
+  epochs/        models of the last epochs, when TrainingCheckpoint asks for them
   examples.json  matches of some queries before and after, when asked for
   data/          the texts it trains on and is evaluated with
   lock           held by the worker while it lives
@@ -34,10 +38,13 @@ from finetuner.errors import (
     RunInProgressError,
     RunPreparingError,
 )
-from finetuner.files import read_json, write_json
+from finetuner.files import read_json, replacing, write_json
 from finetuner.schema import read
 
 TRAIN_FILE = "train.jsonl"
+VALIDATION_FILE = "validation.jsonl"
+METRICS_FILE = "metrics.jsonl"
+STEPS_FILE = "steps.jsonl"
 
 
 class Status(StrEnum):
@@ -201,18 +208,41 @@ class Run:
             yield
 
 
-def append_metrics(folder: Path, epoch: int, metrics: dict[str, float]) -> None:
-    """Add one evaluation to ``metrics.jsonl``; epoch 0 is before training."""
-    with (folder / "metrics.jsonl").open("ab") as file:
-        line = {"epoch": epoch, "metrics": metrics}
+def append_metrics(
+    folder: Path, epoch: int, metrics: dict[str, float], *, step: int | None = None
+) -> None:
+    """Add one evaluation to ``metrics.jsonl``.
+
+    :param folder: The run's.
+    :param epoch: 0 is before training.
+    :param metrics: By name.
+    :param step: Batches of the epoch done, where it is evaluated within one.
+    """
+    with (folder / METRICS_FILE).open("ab") as file:
+        line = {"epoch": epoch, **({} if step is None else {"step": step}), "metrics": metrics}
         file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
         file.flush()
         os.fsync(file.fileno())
 
 
+def count_lines(path: Path) -> int:
+    """Return how many lines a file has; 0 for none."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
+def keep_lines(path: Path, n_lines: int) -> None:
+    """Cut a file to its first lines: those after a checkpoint are written again."""
+    lines = path.read_bytes().splitlines(keepends=True)[:n_lines] if path.exists() else []
+    with replacing(path) as file:
+        file.writelines(lines)
+
+
 def read_metrics(folder: Path) -> dict[str, Any]:
     """Return ``{"before", "after", "epochs"}``; empty ones without evaluation."""
-    path = folder / "metrics.jsonl"
+    path = folder / METRICS_FILE
     lines = [orjson.loads(line) for line in path.open("rb")] if path.exists() else []
     return {
         "before": next((line["metrics"] for line in lines if line["epoch"] == 0), {}),

@@ -6,19 +6,22 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from finetuner.backbones import check_available
+from finetuner.adaptation import LoRAOptions, check_lora_available
+from finetuner.backbones import check_available, locate_on_disk
 from finetuner.callback import EvaluationCallback
 from finetuner.config import CallbackConfig, RunConfig
-from finetuner.data import LabelledTexts, from_rows, prepare_training
+from finetuner.data import LabelledTexts
 from finetuner.datastore import DataStore
 from finetuner.device import resolve_device
 from finetuner.errors import ConfigError
 from finetuner.evaluation import EvaluationSet
-from finetuner.models import ModelOptions
+from finetuner.models import ModelOptions, check_options
+from finetuner.pairs import Texts, as_labelled, read_rows
 from finetuner.run_store import RunStore
-from finetuner.runs import TRAIN_FILE, Run, evaluation_file
+from finetuner.runs import TRAIN_FILE, VALIDATION_FILE, Run, evaluation_file
 from finetuner.schema import read
 from finetuner.training import check_training
+from finetuner.training_set import prepare
 
 
 def submit(request: dict[str, Any], workspace: Path, *, allow_cpu_fallback: bool = True) -> Run:
@@ -33,7 +36,7 @@ def submit(request: dict[str, Any], workspace: Path, *, allow_cpu_fallback: bool
     :raises RunExistsError: When the name is taken.
     """
     config = read(RunConfig, request, "fit")
-    read(ModelOptions, config.model_options, "model_options")
+    _check_model(config, workspace)
     check_training(config)
     _, warning = resolve_device(config.device)
     if warning and not allow_cpu_fallback:
@@ -42,18 +45,41 @@ def submit(request: dict[str, Any], workspace: Path, *, allow_cpu_fallback: bool
         )
     store = DataStore(workspace)
     data = {TRAIN_FILE: _texts(config.train_data, store, "train_data")}
-    prepare_training(data[TRAIN_FILE])
-    for number, callback in enumerate(config.evaluations()):
+    prepare(config.loss, data[TRAIN_FILE])
+    if config.eval_data is not None:
+        data[VALIDATION_FILE] = _texts(config.eval_data, store, "eval_data")
+        prepare(config.loss, data[VALIDATION_FILE])
+    for number, callback in enumerate(config.callbacks_of(EvaluationCallback)):
         data |= _evaluation_data(number, callback, store)
-    check_available(config.model, workspace)
     return RunStore(workspace).create(_without_data(config), data)
 
 
-def _texts(source: Any, store: DataStore, where: str) -> LabelledTexts:
+def _check_model(config: RunConfig, workspace: Path) -> None:
+    """Refuse options that the model cannot have, by what its small files say."""
+    options = read(ModelOptions, config.model_options, "model_options")
+    if config.output_dim is not None:
+        options = dataclasses.replace(options, output_dim=config.output_dim)
+    if config.lora is not None:
+        read(LoRAOptions, config.lora, "lora")
+        check_lora_available()
+        if config.freeze:
+            raise ConfigError("lora and freeze exclude each other; leave one out")
+    if config.eval_data is not None and config.val_split:
+        raise ConfigError("eval_data and val_split are two ways to one thing; leave one out")
+    if config.model_artifact is not None:
+        RunStore(workspace).find_artifact(config.model_artifact)
+        return
+    check_available(config.model, workspace)
+    folder = locate_on_disk(config.model, workspace)
+    if folder is not None:
+        check_options(folder, options)
+
+
+def _texts(source: Any, store: DataStore, where: str) -> Texts:
     if isinstance(source, str):
         return store.texts(source)
     if isinstance(source, list):
-        return from_rows(source)
+        return read_rows(source)
     raise ConfigError(
         f"{where} must be the name of stored data or a list of [text, label] rows"
         + ("; it is missing" if source is None else f", got {type(source).__name__}")
@@ -63,11 +89,11 @@ def _texts(source: Any, store: DataStore, where: str) -> LabelledTexts:
 def _evaluation_data(
     number: int, callback: EvaluationCallback, store: DataStore
 ) -> dict[str, LabelledTexts]:
-    queries = _texts(callback.query_data, store, "EvaluationCallback.query_data")
+    queries = as_labelled(_texts(callback.query_data, store, "EvaluationCallback.query_data"))
     files = {evaluation_file(number, "query"): queries}
     index = None
     if callback.index_data is not None:
-        index = _texts(callback.index_data, store, "EvaluationCallback.index_data")
+        index = as_labelled(_texts(callback.index_data, store, "EvaluationCallback.index_data"))
         files[evaluation_file(number, "index")] = index
     EvaluationSet.create(queries, index, callback=callback)
     return files
@@ -86,5 +112,8 @@ def _without_data(config: RunConfig) -> RunConfig:
         for callback in config.callbacks
     )
     return dataclasses.replace(
-        config, train_data=_described(config.train_data), callbacks=callbacks
+        config,
+        train_data=_described(config.train_data),
+        eval_data=_described(config.eval_data),
+        callbacks=callbacks,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer
 from finetuner.errors import CorruptedArtifact
 from finetuner.files import read_json
 
+_SLICE_TEXTS = 10_000
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
 Inputs = dict[str, NDArray[np.int64]]
 
@@ -66,7 +68,7 @@ class TextTokenizer:
         """Return each text's token ids, cut to the maximum length; an empty list for no texts."""
         return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts))]
 
-    def pad(self, token_ids: Sequence[Sequence[int]]) -> Inputs:
+    def pad(self, token_ids: Sequence[Sequence[int] | NDArray[np.int32]]) -> Inputs:
         """Put token ids side by side.
 
         :param token_ids: One or more texts.
@@ -81,3 +83,44 @@ class TextTokenizer:
             mask[row, : len(text_ids)] = 1
         arrays = dict(zip(INPUT_NAMES, (ids, mask, np.zeros_like(ids)), strict=True))
         return {name: arrays[name] for name in self.input_names}
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """Many texts tokenised, in two arrays: a tenth of the memory that lists of lists take.
+
+    :param tokenizer: What made the ids.
+    :param ids: *Shape:* ``(n_tokens,)`` int32; text after text.
+    :param offsets: *Shape:* ``(n_texts + 1,)`` int64; where each text begins, and the end.
+    """
+
+    tokenizer: TextTokenizer
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+
+    @classmethod
+    def create(cls, tokenizer: TextTokenizer, texts: Sequence[str]) -> TokenTable:
+        """Tokenise texts, a slice at a time so that memory stays near what the arrays take.
+
+        :param tokenizer: Cuts texts to its maximum length.
+        :param texts: Any number; none gives an empty table.
+        """
+        parts: list[NDArray[np.int32]] = []
+        lengths = [np.zeros(1, dtype=np.int64)]
+        for start in range(0, len(texts), _SLICE_TEXTS):
+            token_ids = tokenizer.tokenize(texts[start : start + _SLICE_TEXTS])
+            lengths.append(np.fromiter(map(len, token_ids), np.int64, len(token_ids)))
+            parts.append(np.fromiter(chain.from_iterable(token_ids), np.int32, lengths[-1].sum()))
+        ids = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
+        return cls(tokenizer, ids, np.cumsum(np.concatenate(lengths)))
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each text, *Shape:* ``(n_texts,)``."""
+        return np.diff(self.offsets)
+
+    def pad(self, positions: Sequence[int] | NDArray[np.int64]) -> Inputs:
+        """Return :meth:`TextTokenizer.pad` of the texts at some places, at least one."""
+        return self.tokenizer.pad(
+            [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in positions]
+        )

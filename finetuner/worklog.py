@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,26 +52,34 @@ class EpochLine:
     """
 
     def __init__(self, epoch: int, *, n_epochs: int, n_steps: int) -> None:
+        self._values: dict[str, float] = {}
         self._progress = Progress(
             TextColumn("  {task.description}"),
             BarColumn(bar_width=_BAR_WIDTH),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TimeElapsedColumn(),
-            TextColumn("• loss: {task.fields[loss]:.3f}"),
+            TextColumn("{task.fields[values]}"),
             disable=True,
         )
         self._task = self._progress.add_task(
-            f"Training [{epoch}/{n_epochs}]", total=n_steps, loss=0.0
+            f"Training [{epoch}/{n_epochs}]", total=n_steps, values=""
         )
 
-    def update(self, step: int, loss: float) -> None:
+    def update(self, step: int, values: Mapping[str, float]) -> None:
         """Note how far the epoch is.
 
         :param step: Batches done.
-        :param loss: Mean over the epoch so far.
+        :param values: What to show behind the bar, by name.
         """
-        self._progress.update(self._task, completed=step, loss=loss)
+        self._progress.update(self._task, completed=step)
+        self.add(values)
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Show more values behind the bar, or newer ones."""
+        self._values |= values
+        shown = " ".join(f"• {name}: {value:.3f}" for name, value in self._values.items())
+        self._progress.update(self._task, values=shown)
 
     def write(self, console: Console) -> None:
         """Write the line."""

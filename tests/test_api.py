@@ -1,3 +1,5 @@
+import dataclasses
+import inspect
 import subprocess
 import sys
 import threading
@@ -10,6 +12,7 @@ from docarray import Document, DocumentArray
 
 import finetuner
 from finetuner.callback import EvaluationCallback
+from finetuner.config import HardNegatives, RunConfig
 from finetuner.errors import (
     AuthenticationRequiredError,
     ConfigError,
@@ -18,6 +21,7 @@ from finetuner.errors import (
     RunNotFoundError,
     UnavailableError,
 )
+from finetuner.schema import read
 
 
 class Answering(HTTPServer):
@@ -79,7 +83,8 @@ DOCUMENTS = DocumentArray(
 def test_fit_sends_data_in_every_form(server, data, sent):
     server.answer = RECORD
     callback = EvaluationCallback(query_data=data, limit=7)
-    run = finetuner.fit("m", data, run_name="one", callbacks=[callback])
+    variants = {"to_onnx": True, "onnx_variants": ("int8", "weight_int8")}
+    run = finetuner.fit("m", data, run_name="one", callbacks=[callback], **variants)
 
     assert run.name == "one"
     (method, path, _, body) = server.requests[-1]
@@ -88,6 +93,7 @@ def test_fit_sends_data_in_every_form(server, data, sent):
     assert body["train_data"] == sent
     assert body["callbacks"][0]["options"]["query_data"] == sent
     assert body["callbacks"][0]["options"]["limit"] == 7
+    assert (body["to_onnx"], body["onnx_variants"]) == (True, ["int8", "weight_int8"])
     assert (body["loss"], body["batch_size"], body["device"]) == ("TripletMarginLoss", 64, "cuda")
 
 
@@ -102,10 +108,23 @@ def test_fit_reads_a_csv(server, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("name", ["eval_data", "freeze", "output_dim", "model_artifact", "public"])
-def test_fit_refuses_what_it_would_ignore(name):
-    with pytest.raises(ConfigError, match=f"{name} is not available in this version"):
-        finetuner.fit("m", "x.da", **{name: 1})
+def test_fit_refuses_what_it_would_ignore():
+    with pytest.raises(ConfigError, match="public has no meaning on a server of your own"):
+        finetuner.fit("m", "x.da", public=True)
+
+
+def test_every_argument_of_fit_is_a_field_of_the_request(server):
+    """What the client sends, the server's configuration takes; nothing is dropped on the way."""
+    server.answer = RECORD
+    finetuner.fit("m", "x.da", eval_data="y.da", hard_negatives=True, lora={"rank": 4})
+    body = orjson.loads(server.requests[-1][3])
+    assert (body["eval_data"], body["hard_negatives"], body["lora"]) == ("y.da", {}, {"rank": 4})
+    config = read(RunConfig, body, "fit")
+    assert config.hard_negatives == HardNegatives()
+    arguments = set(inspect.signature(finetuner.fit).parameters)
+    fields = {field.name for field in dataclasses.fields(RunConfig)}
+    assert arguments - fields == {"csv_options", "num_workers", "public"}
+    assert fields - arguments == set()
 
 
 def test_fit_refuses_other_data_and_callbacks():
@@ -156,7 +175,7 @@ def test_cos_sim():
 
 
 def test_lists():
-    assert finetuner.list_callbacks() == ["EvaluationCallback"]
+    assert finetuner.list_callbacks()[:2] == ["EvaluationCallback", "EarlyStopping"]
     assert finetuner.list_models() == [
         "bert-base-en",
         "sbert-base-en",

@@ -9,7 +9,8 @@ from hashlib import sha256
 import pytest
 
 from finetuner import artifact as module
-from finetuner.artifact import MANIFEST, Manifest, pack, unpacked
+from finetuner.artifact import MANIFEST, Manifest, VariantFigures, pack, unpacked
+from finetuner.config import OnnxVariant
 from finetuner.errors import ArtifactNotFound, CorruptedArtifact
 from finetuner.files import read_json, write_json
 
@@ -104,8 +105,53 @@ def test_what_the_manifest_holds(packed, folder):
         "has_onnx": False,
         "created_at": "2024-01-02T03:04:05+00:00",
         "format_version": 1,
+        "variants": [],
+        "refused_variants": [],
+        "verdicts": {},
+        "dimensions": [],
         "files": _DIGESTS,
     }
+
+
+_PUBLISHED = VariantFigures(
+    name=OnnxVariant.INT8,
+    file="onnx/model_int8.onnx",
+    size_bytes=7,
+    n_texts=3,
+    min_cosine=0.97,
+    mean_cosine=0.99,
+    metrics={"average_precision": 0.5},
+    reference_metrics={"average_precision": 0.51},
+)
+_REFUSED = VariantFigures(OnnxVariant.WEIGHT_INT8, "", 9, 3, 0.5, 0.9, refused_for=("too far",))
+
+
+def test_figures_of_variants_come_back(folder, tmp_path):
+    manifest = replace(_MANIFEST, variants=(_PUBLISHED,), refused_variants=(_REFUSED,))
+    pack(folder, tmp_path / "my-run.zip", manifest=manifest)
+    assert read_json(folder / MANIFEST)["variants"] == [
+        {
+            "name": "int8",
+            "file": "onnx/model_int8.onnx",
+            "size_bytes": 7,
+            "n_texts": 3,
+            "min_cosine": 0.97,
+            "mean_cosine": 0.99,
+            "metrics": {"average_precision": 0.5},
+            "reference_metrics": {"average_precision": 0.51},
+            "refused_for": [],
+        }
+    ]
+    with unpacked(tmp_path / "my-run.zip") as (_, found):
+        assert found == replace(manifest, files=_DIGESTS)
+
+
+def test_an_artifact_from_before_variants_is_read(packed, folder):
+    content = read_json(folder / MANIFEST)
+    del content["variants"], content["refused_variants"]
+    write_json(folder / MANIFEST, content)
+    with unpacked(folder) as (_, manifest):
+        assert (manifest.variants, manifest.refused_variants) == ((), ())
 
 
 def test_the_folder_inside_a_zip_is_an_artifact(packed, tmp_path, temporary):

@@ -14,6 +14,7 @@ from finetuner.data import (
     write_jsonl,
 )
 from finetuner.errors import DataError
+from finetuner.pairs import as_labelled
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,8 @@ def test_csv_forms(tmp_path, content, options, expected):
     path = tmp_path / "x.csv"
     path.write_text(content, encoding="utf-8")
     for file in (path, str(path), io.StringIO(content)):
-        assert sorted(pairs(read_csv(file, CSVOptions(**options)))) == sorted(expected)
+        found = as_labelled(read_csv(file, CSVOptions(**options)))
+        assert sorted(pairs(found)) == sorted(expected)
 
 
 def test_csv_sample_is_the_same_each_time():
@@ -116,7 +118,7 @@ def test_csv_sample_is_the_same_each_time():
     ("content", "message"),
     [
         (b"", "does not exist or is empty"),
-        (b"a,b,c\n", "CSV row 1 has 3 columns, two are needed; put quotes"),
+        (b"a,b,c\n", "CSV row 1 has 3 columns, 2 are needed; put quotes"),
         ("é,1\n".encode("latin-1"), "is not utf-8 text .*name its encoding"),
     ],
 )

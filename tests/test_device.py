@@ -1,10 +1,8 @@
-from contextlib import nullcontext
-
 import pytest
 import torch
 
 from finetuner.config import Device, Precision
-from finetuner.device import autocast, has_fast_bf16, resolve_device
+from finetuner.device import build_accelerator, has_fast_bf16, resolve_device
 from finetuner.errors import ConfigError
 
 _CPU = torch.device("cpu")
@@ -62,15 +60,31 @@ def test_emulated_bf16_of_a_gpu_does_not_count(monkeypatch):
 )
 def test_arithmetic_of_a_product(monkeypatch, precision, fast, expected):
     monkeypatch.setattr("finetuner.device.has_fast_bf16", lambda device: fast)
-    with autocast(precision, _CPU) as entered:
+    accelerator = build_accelerator(precision, _CPU)
+    with accelerator.autocast():
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype == expected
-    if expected == torch.float32:
-        assert entered is None
-        assert isinstance(autocast(precision, _CPU), nullcontext)
+    assert accelerator.device.type == "cpu"
 
 
-def test_bf16_by_name_without_the_hardware(monkeypatch):
+@pytest.mark.parametrize(
+    ("precision", "message"),
+    [
+        (Precision.BF16, "precision='bf16' is not in this cpu's hardware; use auto"),
+        (Precision.FP16, "precision='fp16' needs a GPU; use auto, bf16 or fp32"),
+    ],
+)
+def test_arithmetic_by_name_without_the_hardware(monkeypatch, precision, message):
     monkeypatch.setattr("finetuner.device.has_fast_bf16", lambda device: False)
-    with pytest.raises(ConfigError, match="precision='bf16' is not in this cpu's hardware; use au"):
-        autocast(Precision.BF16, _CPU)
+    with pytest.raises(ConfigError, match=message):
+        build_accelerator(precision, _CPU)
+
+
+def test_fp32_products_take_the_fast_way_and_stay_exact():
+    build_accelerator(Precision.FP32, _CPU)
+    assert torch.get_float32_matmul_precision() == "medium"
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(2, 256, 384, generator=generator)
+    exact = (left.double() @ right.double().T).float()
+    # bf16 would be off by about 0.4 here.
+    torch.testing.assert_close(left @ right.T, exact, atol=2e-4, rtol=0)

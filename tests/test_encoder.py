@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from finetuner.artifact import Manifest, pack
-from finetuner.config import Device
+from finetuner.artifact import VARIANT_GRAPHS, Manifest, VariantFigures, pack
+from finetuner.config import Device, OnnxVariant
 from finetuner.encoder import Backend, Encoder, load_encoder, torch_encoder
 from finetuner.errors import ArtifactNotFound, ConfigError, CorruptedArtifact, DataError
 from finetuner.models import ModelOptions, load_model, save_model
@@ -35,8 +35,17 @@ def encoder(loaded):
     return torch_encoder(loaded)
 
 
-def _artifact(tiny_model_folder, tmp_path, *, has_onnx=False, pooler="mean", **options):
-    """Save a model, with its graph or with a file in place of it, and pack it."""
+def _artifact(
+    tiny_model_folder,
+    tmp_path,
+    *,
+    has_onnx=False,
+    pooler="mean",
+    variants=(),
+    refused=(),
+    **options,
+):
+    """Save a model, with its graph and variants of it, and pack it."""
     folder = tmp_path / "model"
     folder.mkdir()
     model_options = ModelOptions(pooler=Pooler(pooler), **options)
@@ -47,6 +56,11 @@ def _artifact(tiny_model_folder, tmp_path, *, has_onnx=False, pooler="mean", **o
 
         (folder / "onnx").mkdir()
         export_onnx(folder, folder / "onnx" / "model.onnx", options=model_options)
+    for variant in variants:
+        from finetuner.quantization import quantize
+
+        graph = folder / "onnx" / "model.onnx"
+        quantize(graph, folder / VARIANT_GRAPHS[variant], variant=variant)
     manifest = Manifest(
         run_name="my-run",
         model="tiny",
@@ -58,6 +72,10 @@ def _artifact(tiny_model_folder, tmp_path, *, has_onnx=False, pooler="mean", **o
         metrics={},
         has_onnx=has_onnx,
         created_at="2024-01-02T03:04:05+00:00",
+        variants=tuple(VariantFigures(v, VARIANT_GRAPHS[v], 1, 1, 1.0, 1.0) for v in variants),
+        refused_variants=tuple(
+            VariantFigures(v, "", 1, 1, 0.5, 0.9, refused_for=("cosine 0.5",)) for v in refused
+        ),
     )
     pack(folder, tmp_path / "my-run.zip", manifest=manifest)
     return tmp_path / "my-run.zip", torch_encoder(loaded)
@@ -256,3 +274,54 @@ def test_the_onnx_encoder_of_an_artifact(tiny_model_folder, tmp_path, options, m
     np.testing.assert_allclose(onnx.encode(_TEXTS, batch_size=3), alone, atol=1e-6)
     for vectors in _encode_at_once(onnx):
         np.testing.assert_allclose(vectors, alone, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"pooler": "cls", "max_length": 10}, {"pooler": "max", "normalize": False}],
+)
+def test_the_variants_of_an_artifact(tiny_model_folder, tmp_path, options):
+    pytest.importorskip("onnxruntime")
+    variants = tuple(OnnxVariant)
+    artifact, original = _artifact(
+        tiny_model_folder, tmp_path, has_onnx=True, variants=variants, **options
+    )
+    expected = original.encode(_TEXTS)
+    fp32 = load_encoder(artifact)
+    # A name does as well as the enum's member; a variant runs on the CPU wherever it is loaded.
+    loaded = [
+        load_encoder(artifact, variant=v, device=Device.CUDA) for v in ("int8", "weight_int8")
+    ]
+    artifact.unlink()
+    assert fp32.variant is None
+    assert [encoder.variant for encoder in loaded] == list(variants)
+    assert {(e.backend, e.device, e.name) for e in loaded} == {(Backend.ONNX, "cpu", "my-run")}
+    for encoder in loaded:
+        vectors = encoder.encode(_TEXTS, batch_size=3)
+        assert (vectors.dtype, vectors.shape) == (np.float32, (8, 32))
+        assert not np.array_equal(vectors, fp32.encode(_TEXTS, batch_size=3))  # it is another graph
+        products = (vectors * expected).sum(axis=1)
+        lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(expected, axis=1)
+        np.testing.assert_array_less(0.99, products / lengths)
+        assert encoder.encode([]).shape == (0, 32)
+    int8 = loaded[0]
+    alone = np.concatenate([int8.encode([text]) for text in _TEXTS])
+    for batch_size in (2, 3, 8):
+        np.testing.assert_array_equal(int8.encode(_TEXTS, batch_size=batch_size), alone)
+    for vectors in _encode_at_once(int8):
+        np.testing.assert_array_equal(vectors, alone)
+
+
+def test_a_variant_that_the_artifact_has_not(tiny_model_folder, tmp_path):
+    plain, _ = _artifact(tiny_model_folder, tmp_path, refused=["weight_int8"])
+    message = (
+        "the artifact of run `my-run` has no ONNX variant `int8`; it has: none; "
+        r"weight_int8 was refused: cosine 0.5. Variants are made by fit\(…, to_onnx=True"
+    )
+    with pytest.raises(ConfigError, match=message):
+        load_encoder(plain, variant=OnnxVariant.INT8)
+    with pytest.raises(ConfigError, match="variant must be one of int8, weight_int8; got `int4`"):
+        load_encoder(plain, variant="int4")
+    with pytest.raises(ConfigError, match="the variant `int8` is an ONNX graph; leave backend='to"):
+        load_encoder(plain, variant=OnnxVariant.INT8, backend=Backend.TORCH)

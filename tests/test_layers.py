@@ -23,18 +23,44 @@ ORDER = (
         "metrics",
         "files",
         "data",
+        "pairs",
         "csv_file",
         "wire",
     ),
-    *("datastore", "backbones", "device", "pooling", "tokens", "models", "batching", "losses"),
-    *("training", "artifact", "onnx_export", "encoder"),
-    *("search", "evaluation", "runs", "run_store"),
-    *("encoder_cache", "submission", "worklog", "worker", "supervisor", "run_api"),
+    *(
+        "datastore",
+        "backbones",
+        "device",
+        "dropout",
+        "pooling",
+        "tokens",
+        "model_folder",
+        "head",
+        "models",
+    ),
+    *("adaptation", "batching", "losses", "pair_losses", "objective", "optimization"),
+    *("training_set", "gradients", "collapse", "hard_negatives", "checkpoint"),
+    *("training", "artifact", "onnx_export", "encoder", "search", "evaluation"),
+    *("quantization", "verdict", "runs", "run_store", "encoder_cache", "submission"),
+    *("monitoring", "run_evaluation", "publishing", "stopping", "worklog", "job", "worker"),
+    "supervisor",
+    "run_api",
 )
 # What `import finetuner` loads: at module level only a few light modules of the core.
 CLIENT = ("__init__", "api", "client", "experiment", "inference", "run")
 LIGHT = (
-    *("errors", "schema", "names", "callback", "config", "files", "data", "csv_file", "backbones"),
+    *(
+        "errors",
+        "schema",
+        "names",
+        "callback",
+        "config",
+        "files",
+        "data",
+        "pairs",
+        "csv_file",
+        "backbones",
+    ),
 )
 # The edge: the gateway, the service and the command line.
 EDGE = ("cli", "flow_calls", "http_api", "http_messages", "hub_routes", "openapi", "serve")

@@ -6,11 +6,18 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModel, DistilBertConfig, DistilBertModel
+from transformers import AutoConfig, AutoModel, DistilBertConfig, DistilBertModel
 
 from finetuner.errors import ConfigError, ModelNotFoundError
 from finetuner.files import read_json, write_json
-from finetuner.models import EmbeddingModel, ModelOptions, load_model, save_model
+from finetuner.model_folder import check_max_length, n_positions
+from finetuner.models import (
+    EmbeddingModel,
+    ModelOptions,
+    check_options,
+    load_model,
+    save_model,
+)
 from finetuner.pooling import POOLERS, Pooler
 
 _TEXTS = ["the apple", "we like the river of today " * 4, "a", "図書館 🚀"]
@@ -219,10 +226,10 @@ def test_other_poolings_are_refused(folder, config):
 
 
 def test_an_unknown_stage_is_refused(folder):
-    stages = ["Transformer", "Pooling", "Dense", "Normalize"]
+    stages = ["Transformer", "Pooling", "LSTM", "Normalize"]
     modules = [{"path": "", "type": f"sentence_transformers.models.{stage}"} for stage in stages]
     write_json(folder / "modules.json", modules)
-    with pytest.raises(ConfigError, match="a stage `Dense`; known: Normalize, Pooling, Transform"):
+    with pytest.raises(ConfigError, match="a stage `LSTM`; known: Transformer, Pooling, Dense, N"):
         load_model(folder)
 
 
@@ -359,3 +366,61 @@ def test_real_minilm_has_the_vectors_of_sentence_transformers():
     texts = ["How can I be a good geologist?", "word " * 700, "¿Dónde está? 図書館 🚀"]
     expected = SentenceTransformer(str(folder), device="cpu").encode(texts)
     np.testing.assert_allclose(_vectors(load_model(folder), texts), expected, atol=1e-5)
+
+
+_OFFSET_FAMILIES = """camembert data2vec-text ibert longformer luke mpnet roberta
+    roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod""".split()
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "electra", *_OFFSET_FAMILIES])
+def test_positions_that_a_family_has(family):
+    """As many tokens as are stated run through the model, and one more does not."""
+    options = {"max_position_embeddings": 20, "pad_token_id": 1, "vocab_size": 60}
+    sizes = {"hidden_size": 16, "intermediate_size": 16}
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    if family == "distilbert":
+        sizes = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16}
+    if family == "longformer":
+        options["attention_window"] = 4
+    if family == "luke":
+        options |= {"entity_vocab_size": 4, "entity_emb_size": 4}
+    if family == "xmod":
+        options |= {"languages": ["en_XX"], "default_language": "en_XX"}
+    config = AutoConfig.for_model(family, **options, **sizes)
+    backbone = AutoModel.from_config(config).eval()
+    n = n_positions(config)
+    assert n == (18 if family in _OFFSET_FAMILIES else 20)
+    with torch.no_grad():
+        assert backbone(input_ids=torch.full((1, n), 5)).last_hidden_state.shape == (1, n, 16)
+        with pytest.raises((IndexError, RuntimeError), match="index|must match"):
+            backbone(input_ids=torch.full((1, n + 1), 5))
+
+
+def test_positions_of_a_model_without_a_table():
+    assert n_positions(AutoConfig.for_model("t5")) is None
+
+
+def test_max_length_is_checked_without_weights(folder):
+    for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    check_max_length(folder, 128)
+    check_options(folder, ModelOptions(max_length=128))
+    for call in (
+        lambda: check_max_length(folder, 129),
+        lambda: check_options(folder, ModelOptions(max_length=129)),
+    ):
+        with pytest.raises(ConfigError, match="is 129, but `copy` has only 128 positions"):
+            call()
+    (folder / "config.json").unlink()
+    check_max_length(folder, None)
+    with pytest.raises(ModelNotFoundError, match="the model in `copy` cannot be loaded: "):
+        check_max_length(folder, 5)
+
+
+def test_options_are_checked_against_the_folder_without_weights(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "1_Pooling").mkdir()
+    write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": "lasttoken"})
+    check_options(folder, ModelOptions(pooler=Pooler.CLS))
+    with pytest.raises(ConfigError, match="the pooling of `copy` is none of mean, cls, max: "):
+        check_options(folder, ModelOptions())

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from finetuner.errors import FinetunerServerError
+from finetuner.errors import TrainingError
 from finetuner.models import ModelOptions, load_model, save_model
-from finetuner.onnx_export import OUTPUT_NAMES, export_onnx
+from finetuner.onnx_export import OUTPUT_NAMES, PROBES, Parity, compare, export_onnx
 from finetuner.pooling import Pooler
 
 pytestmark = pytest.mark.slow
@@ -38,7 +38,7 @@ def folder(tiny_model_folder, tmp_path):
 def test_graph_gives_the_vectors_of_torch(folder, tmp_path, options):
     onnxruntime = pytest.importorskip("onnxruntime")
     destination = tmp_path / "model.onnx"
-    difference = export_onnx(folder, destination, options=options)
+    parity = export_onnx(folder, destination, options=options)
     session = onnxruntime.InferenceSession(str(destination), providers=["CPUExecutionProvider"])
     assert [value.name for value in session.get_inputs()] == [
         "input_ids",
@@ -56,17 +56,18 @@ def test_graph_gives_the_vectors_of_torch(folder, tmp_path, options):
         np.testing.assert_allclose(found[0][mask], expected[0].numpy()[mask], atol=1e-4)
         np.testing.assert_allclose(found[1], expected[1].numpy(), atol=1e-4)
         assert found[1].dtype == np.float32
-    assert 0 <= difference <= 1e-4
+    assert 0 <= parity.difference <= 1e-4
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["model.onnx"]
 
 
 @pytest.mark.parametrize("difference", [0.02, math.nan, math.inf])
 def test_a_graph_that_differs_is_refused(folder, tmp_path, monkeypatch, difference):
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **options: None)
-    monkeypatch.setattr("finetuner.onnx_export._largest_difference", lambda *args: difference)
+    monkeypatch.setattr("finetuner.onnx_export.compare", lambda *args: Parity(difference, 3, 8))
     with pytest.raises(
-        FinetunerServerError,
-        match=rf"The ONNX graph differs from the model \(-1\): by {difference:.2g}, allowed 1e-04",
+        TrainingError,
+        match=rf"they differ by {difference:.2g} of their length, allowed 1e-04, for the text 'How can "
+        r"I be a good geologist\?' \(30 characters\) in a batch of 8; train without to_onnx",
     ):
         export_onnx(folder, tmp_path / "model.onnx", options=ModelOptions())
 
@@ -74,11 +75,52 @@ def test_a_graph_that_differs_is_refused(folder, tmp_path, monkeypatch, differen
 def test_the_check_sees_another_model(folder, tmp_path):
     """The difference is measured on the graph, not assumed: another pooler's graph is far off."""
     pytest.importorskip("onnxruntime")
-    from finetuner.onnx_export import _largest_difference
-
     destination = tmp_path / "model.onnx"
     export_onnx(folder, destination, options=ModelOptions(pooler=Pooler.CLS))
-    wrong = _largest_difference(folder, destination, ModelOptions(pooler=Pooler.MEAN))
-    right = _largest_difference(folder, destination, ModelOptions(pooler=Pooler.CLS))
-    assert wrong > 1e-2
-    assert right <= 1e-4
+    wrong = compare(destination, load_model(folder, ModelOptions(pooler=Pooler.MEAN)))
+    right = compare(destination, load_model(folder, ModelOptions(pooler=Pooler.CLS)))
+    assert wrong.difference > 1e-2
+    assert right.difference <= 1e-4
+
+
+class _Session:
+    """Answers with a model's own vectors, one of which is changed where the text lies in a batch."""
+
+    def __init__(self, loaded, place, change):
+        self.loaded, self.place, self.change, self.n_seen = loaded, place, change, 0
+
+    def run(self, _, inputs):
+        with torch.no_grad():
+            vectors = self.loaded.model(*map(torch.from_numpy, inputs.values()))[1].numpy().copy()
+        place = self.place + len(PROBES) - self.n_seen  # of the second pass, in batches
+        if 0 <= place < len(vectors):
+            vectors[place, 5] += self.change
+        self.n_seen += len(vectors)
+        return [vectors]
+
+
+@pytest.mark.parametrize(
+    ("place", "batch_size"), [(3, 8), (len(PROBES) - 1, len(PROBES) % 8 or 8), (8, 8)]
+)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_worst_text_is_named(folder, monkeypatch, place, batch_size, normalize):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    loaded = load_model(folder, ModelOptions(normalize=normalize))
+    inputs = loaded.tokenizer.pad(loaded.tokenizer.tokenize([PROBES[place]]))
+    with torch.no_grad():
+        vector = loaded.model(*map(torch.from_numpy, inputs.values()))[1][0]
+    length = math.sqrt(sum(float(value) ** 2 for value in vector))
+    for change, expected in ((0.25, 0.25 / length), (math.nan, math.inf)):
+        session = _Session(loaded, place, change)
+        monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *a, s=session, **k: s)
+        parity = compare(folder / "model.onnx", loaded)
+        assert (parity.probe, parity.batch_size) == (place, batch_size)
+        assert parity.difference == pytest.approx(expected, rel=1e-5)
+
+
+def test_probes_are_short_long_and_odd():
+    n_characters = [len(text) for text in PROBES]
+    assert min(n_characters) == 0
+    assert max(len(text.split()) for text in PROBES) == 512
+    assert len(set(PROBES)) == len(PROBES)
+    assert any(not text.isascii() for text in PROBES)

@@ -58,6 +58,26 @@ def test_data_lie_in_the_runs_folder_and_not_in_its_settings(workspace):
         ({"train_data": [["a", 1], ["b", None]]}, DataError, "1 of 2 training texts have no label"),
         ({"epochs": -1}, ConfigError, "epochs must be from 0 to 1000, got -1"),
         ({"batch_size": 1}, ConfigError, "batch_size must be from 4 to 100000, got 1"),
+        (
+            {"onnx_variants": ["int8"]},
+            ConfigError,
+            r"onnx_variants \(int8\) are made from the ONNX graph: add to_onnx=True",
+        ),
+        (
+            {"to_onnx": True, "onnx_variants": ["int4"]},
+            ConfigError,
+            r"fit.onnx_variants\[0\] must be one of int8, weight_int8; got `int4`",
+        ),
+        (
+            {"to_onnx": True, "onnx_variants": "int8"},
+            ConfigError,
+            "fit.onnx_variants must be a list, got a string",
+        ),
+        (
+            {"to_onnx": True, "onnx_variants": ["int8", "weight_int8", "int8"]},
+            ConfigError,
+            "onnx_variants must name each variant once, got int8, weight_int8, int8",
+        ),
         ({"learning_rate": 2}, ConfigError, "learning_rate must lie between 0 and 1"),
         ({"model_options": {"pooling": "cls"}}, ConfigError, "did you mean `pooler`"),
         ({"loss": "TripletLoss"}, ConfigError, "unknown loss `TripletLoss`; did you mean"),

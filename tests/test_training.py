@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from finetuner.callback import EvaluationCallback
-from finetuner.config import RunConfig
+from finetuner.config import Precision, RunConfig
 from finetuner.data import LabelledTexts, prepare_training
 from finetuner.encoder import torch_encoder
 from finetuner.errors import ConfigError, TrainingError
@@ -29,14 +29,14 @@ class AsLoss(torch.nn.Module):
 def _config(**options):
     defaults = {
         "model": "tiny",
-        "run_name": "r",
         "epochs": 1,
         "batch_size": 16,
         "learning_rate": 1e-3,
         "precision": "fp32",
         "device": "cpu",
     }
-    return replace(RunConfig(model="tiny"), **{**defaults, **options})
+    settings = {**defaults, **options}
+    return RunConfig(**{**settings, "precision": Precision(settings["precision"])})
 
 
 class _Recorder:
@@ -58,8 +58,8 @@ class _Recorder:
         self.calls.append(progress)
         self.modes.append(self.loaded is not None and self.loaded.model.training)
 
-    def _on_epoch_end(self, epoch):
-        self.calls.append(epoch)
+    def _on_epoch_end(self, end):
+        self.calls.append(end.epoch)
         self.modes.append(self.loaded is not None and self.loaded.model.training)
 
 
@@ -123,10 +123,12 @@ def test_hooks_get_every_step_and_epoch(loaded, data):
 def test_progress_holds_the_mean_loss_of_the_epoch(loaded, data, monkeypatch):
     losses = iter([1.0, 0.5, 0.75, 8.0, 0.0, 1.0])
 
-    def constant(embeddings, classes):
+    def constant(embeddings, targets):
         return embeddings.sum() * 0 + next(losses)
 
-    monkeypatch.setattr("finetuner.training.build_loss", lambda *args, **options: AsLoss(constant))
+    monkeypatch.setattr(
+        "finetuner.training.build_objective", lambda *args, **options: AsLoss(constant)
+    )
     recorder = _train(loaded, data, _config(epochs=2))
     assert [step.loss for step in recorder.steps] == [1.0, 0.75, 0.75, 8.0, 4.0, 3.0]
 
@@ -135,11 +137,11 @@ def test_a_batch_reaches_model_and_loss_together(loaded, data, monkeypatch):
     """The vectors that the loss gets are those of the texts whose classes it gets."""
     seen = []
 
-    def note(embeddings, classes):
-        seen.append((embeddings.detach().numpy(), classes.numpy()))
+    def note(embeddings, targets):
+        seen.append((embeddings.detach().numpy(), targets.classes.numpy()))
         return embeddings.sum() * 0
 
-    monkeypatch.setattr("finetuner.training.build_loss", lambda *args, **options: AsLoss(note))
+    monkeypatch.setattr("finetuner.training.build_objective", lambda *args, **options: AsLoss(note))
     for module in loaded.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -205,10 +207,12 @@ def test_a_loss_that_is_no_number_ends_the_training(loaded, data):
 def test_the_step_that_diverges_is_named(loaded, data, monkeypatch):
     losses = iter([1.0, 1.0, 1.0, 1.0, math.inf])
 
-    def constant(embeddings, classes):
+    def constant(embeddings, targets):
         return embeddings.sum() * 0 + next(losses)
 
-    monkeypatch.setattr("finetuner.training.build_loss", lambda *args, **options: AsLoss(constant))
+    monkeypatch.setattr(
+        "finetuner.training.build_objective", lambda *args, **options: AsLoss(constant)
+    )
     with pytest.raises(TrainingError, match="the loss became inf in step 2 of epoch 2;"):
         _train(loaded, data, _config(epochs=2))
 
@@ -252,8 +256,8 @@ def test_learning_rate_of_each_step(loaded, data, monkeypatch, scheduler, option
 
 def test_gradients_are_cut_to_length_one(loaded, data, monkeypatch):
     monkeypatch.setattr(
-        "finetuner.training.build_loss",
-        lambda *args, **options: AsLoss(lambda embeddings, classes: embeddings[:, 0].sum() * 1e4),
+        "finetuner.training.build_objective",
+        lambda *args, **options: AsLoss(lambda embeddings, targets: embeddings[:, 0].sum() * 1e4),
     )
     before = _weights(loaded)
     config = _config(optimizer="SGD", learning_rate=0.01, batch_size=64)

@@ -1,0 +1,291 @@
+"""The work of one run, stage by stage: load, evaluate, train, evaluate each epoch, publish."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console
+from torch import Tensor
+
+from finetuner.adaptation import LoRAOptions, add_lora, freeze_backbone, interpolate, merge_lora
+from finetuner.artifact import unpacked
+from finetuner.backbones import locate
+from finetuner.callback import (
+    BestModelCheckpoint,
+    EarlyStopping,
+    TrainingCheckpoint,
+    WiSEFTCallback,
+)
+from finetuner.checkpoint import CheckpointStore
+from finetuner.data import TrainingData
+from finetuner.device import resolve_device
+from finetuner.models import LoadedModel, ModelOptions, load_model, save_model
+from finetuner.monitoring import BestWeights, StopWatch
+from finetuner.pairs import PairData, read_data
+from finetuner.publishing import Publisher
+from finetuner.run_evaluation import RunEvaluations
+from finetuner.run_store import RunStore
+from finetuner.runs import (
+    METRICS_FILE,
+    STEPS_FILE,
+    TRAIN_FILE,
+    VALIDATION_FILE,
+    Run,
+    Status,
+    count_lines,
+    keep_lines,
+)
+from finetuner.schema import read
+from finetuner.stopping import StopSignal
+from finetuner.training import EpochEnd, Progress, TrainingHooks, train
+from finetuner.training_set import describe, prepare, split
+from finetuner.verdict import Outcome
+from finetuner.worklog import EpochLine
+
+logger = logging.getLogger(__name__)
+_STATE_INTERVAL_S = 1.0
+
+
+class Job:
+    """The work of one run.
+
+    :param run: The run; its lock is held.
+    :param console: Writes the log.
+    :param stop: Tells training to write a checkpoint and end.
+    """
+
+    def __init__(self, run: Run, console: Console, stop: StopSignal) -> None:
+        self._run, self._console, self._stop = run, console, stop
+        self._config = run.config()
+        self._checkpoints = CheckpointStore(run.folder / "checkpoints")
+        self._stop_watches = [StopWatch(c) for c in self._config.callbacks_of(EarlyStopping)]
+        self._best_weights = [
+            BestWeights(c) for c in self._config.callbacks_of(BestModelCheckpoint)
+        ]
+        self._line: EpochLine | None = None
+        self._state_written_at = 0.0
+        self._values: dict[str, float] = {}
+
+    def work(self) -> str:
+        """Do all of it and return the details of the end state.
+
+        :raises Stopped: When the process was asked to end.
+        """
+        started = time.monotonic()
+        saved = self._checkpoints.newest()
+        if saved is None:
+            for name in (METRICS_FILE, STEPS_FILE, "examples.json", "verdict.json"):
+                (self._run.folder / name).unlink(missing_ok=True)
+        self._loaded = self._load()
+        untuned = _copied(self._loaded) if self._config.callbacks_of(WiSEFTCallback) else {}
+        self._adapt()
+        device, warning = resolve_device(self._config.device)
+        if warning:
+            logger.warning(warning)
+        data, validation = self._read_data()
+        self._loaded.model.to(device)
+        self._evaluations = RunEvaluations.read(self._run, self._config)
+        if saved is None:
+            self._evaluate(0)
+        with self._stop.deferred():
+            train(
+                self._loaded,
+                data,
+                config=self._config,
+                device=device,
+                hooks=self._hooks(),
+                validation_data=validation,
+                checkpoints=self._checkpoints,
+                resume_from=saved,
+            )
+        logger.info("Done ✨")
+        logger.debug("Finetuning took %.1f seconds", time.monotonic() - started)
+        return self._finish(untuned) + (f"; {warning}" if warning else "")
+
+    def _load(self) -> LoadedModel:
+        """Load the backbone, or the artifact of an earlier run."""
+        config, workspace = self._config, self._run.folder.parents[2]
+        options = read(ModelOptions, config.model_options, "model_options")
+        if config.output_dim is not None:
+            options = replace(options, output_dim=config.output_dim)
+        if config.model_artifact is None:
+            return load_model(locate(config.model, workspace), options, seed=config.seed)
+        with unpacked(RunStore(workspace).find_artifact(config.model_artifact)) as (folder, made):
+            logger.info("Going on from the model of run '%s'", made.run_name)
+            return load_model(folder, options, seed=config.seed)
+
+    def _adapt(self) -> None:
+        """Settle what of the model is trained."""
+        config, model = self._config, self._loaded.model
+        if config.freeze:
+            freeze_backbone(model, seed=config.seed)
+        if config.lora is not None:
+            add_lora(model, read(LoRAOptions, config.lora, "lora"), seed=config.seed)
+        if config.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        logger.debug(
+            "%d of %d weights are trained", n_trained, sum(p.numel() for p in model.parameters())
+        )
+
+    def follow(self) -> None:
+        """Train along as one of several processes; the first one evaluates, reports and publishes."""
+        saved = self._checkpoints.newest()
+        self._loaded = self._load()
+        self._adapt()
+        device, _ = resolve_device(self._config.device)
+        data, validation = self._read_data()
+        train(
+            self._loaded,
+            data,
+            config=self._config,
+            device=device,
+            hooks=TrainingHooks(lambda _: None, lambda _: None),
+            validation_data=validation,
+            resume_from=saved,
+        )
+
+    def _read_data(self) -> tuple[TrainingData | PairData, TrainingData | PairData | None]:
+        folder, config = self._run.folder / "data", self._config
+        data = prepare(config.loss, read_data(folder / TRAIN_FILE))
+        logger.info(describe(data))
+        if (folder / VALIDATION_FILE).exists():
+            return data, prepare(config.loss, read_data(folder / VALIDATION_FILE))
+        if config.val_split:
+            return split(data, config=config)
+        return data, None
+
+    def _hooks(self) -> TrainingHooks:
+        return TrainingHooks(
+            self._on_step,
+            self._on_epoch_end,
+            is_stopping=self._stop.is_set,
+            state=self._state,
+            restore=self._restore,
+        )
+
+    def _evaluate(self, epoch: int, step: int | None = None) -> dict[str, float]:
+        if epoch == 0 and self._evaluations.sets:
+            logger.info("Evaluating the model before fine-tuning ...")
+        self._set_details(f"Evaluating after epoch {epoch}" if epoch else "Evaluating before")
+        return self._evaluations.evaluate(self._loaded, epoch, step=step)
+
+    def _on_step(self, progress: Progress) -> None:
+        if self._line is None:
+            self._line = EpochLine(
+                progress.epoch, n_epochs=self._config.epochs, n_steps=progress.n_steps
+            )
+        values = {"loss": progress.loss, "active": progress.active}
+        self._line.update(progress.step, values)
+        with (self._run.folder / STEPS_FILE).open("ab") as file:
+            file.write(orjson.dumps(vars(progress), option=orjson.OPT_APPEND_NEWLINE))
+        if self._evaluations.is_due(progress.step) and progress.step < progress.n_steps:
+            self._loaded.model.eval()
+            self._evaluate(progress.epoch, progress.step)
+            self._loaded.model.train()
+        if time.monotonic() - self._state_written_at > _STATE_INTERVAL_S:
+            self._set_details(
+                f"Epoch {progress.epoch}/{self._config.epochs}, batch "
+                f"{progress.step}/{progress.n_steps}, loss {progress.loss:.3f}"
+            )
+
+    def _set_details(self, details: str) -> None:
+        self._state_written_at = time.monotonic()
+        self._run.set_state(Status.STARTED, details)
+
+    def _on_epoch_end(self, end: EpochEnd) -> bool:
+        """Report and evaluate an epoch; return whether to stop."""
+        values = {"train_loss": end.train_loss}
+        if end.val_loss is not None:
+            values["val_loss"] = end.val_loss
+            if self._line is not None:
+                self._line.add({"val_loss": end.val_loss})
+        if self._line is not None:
+            self._line.write(self._console)
+            self._line = None
+        self._values = {**values, **self._evaluate(end.epoch)}
+        for best in self._best_weights:
+            best.see(self._values, end.epoch, self._loaded.model)
+        self._keep_epoch(end.epoch)
+        return any([watch.see(self._values) for watch in self._stop_watches])
+
+    def _keep_epoch(self, epoch: int) -> None:
+        """Write the epoch's model for TrainingCheckpoint, and remove the oldest beyond its number."""
+        for callback in self._config.callbacks_of(TrainingCheckpoint):
+            keep_model(self._run, self._loaded, epoch, n_kept=callback.last_k_epochs)
+
+    def _finish(self, untuned: dict[str, Tensor]) -> str:
+        """Settle the final weights, judge them, and publish; return the details."""
+        model = self._loaded.model.to("cpu")
+        for best in self._best_weights:
+            best.restore_into(model)
+        merge_lora(model)
+        is_changed = bool(self._best_weights) or self._config.lora is not None
+        for callback in self._config.callbacks_of(WiSEFTCallback):
+            model.load_state_dict(interpolate(untuned, model.state_dict(), callback.alpha))
+            is_changed = True
+        model.eval()
+        if is_changed and self._evaluations.after:
+            logger.info("Evaluating the final weights ...")
+            self._evaluate(self._config.epochs)
+        verdicts = self._evaluations.conclude()
+        Publisher(self._run, self._config, self._evaluations, self._set_details).publish(
+            self._loaded, verdicts
+        )
+        self._checkpoints.clear()
+        logger.info("Finished 🚀")
+        worse = [name for name, verdict in verdicts.items() if verdict.outcome is Outcome.REGRESSED]
+        return "; ".join(["Run finished", *(f"{name} {Outcome.REGRESSED.value}" for name in worse)])
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "evaluations": self._evaluations.state(),
+            "n_steps": count_lines(self._run.folder / STEPS_FILE),
+            "stop_watches": [(watch.best, watch.n_worse) for watch in self._stop_watches],
+            "best_weights": [best.state() for best in self._best_weights],
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self._evaluations.restore(state["evaluations"])
+        keep_lines(self._run.folder / STEPS_FILE, state["n_steps"])
+        for watch, (value, n_worse) in zip(self._stop_watches, state["stop_watches"], strict=True):
+            watch.best, watch.n_worse = value, n_worse
+        self._best_weights = [
+            BestWeights(callback, **saved)
+            for callback, saved in zip(
+                self._config.callbacks_of(BestModelCheckpoint), state["best_weights"], strict=True
+            )
+        ]
+
+
+def keep_model(run: Run, loaded: LoadedModel, epoch: int, *, n_kept: int) -> None:
+    """Write a model as ``epochs/epoch-N`` of a run, whole or not at all, and drop the oldest.
+
+    :param run: The run.
+    :param loaded: The model; adapters that are not merged are left out of it.
+    :param epoch: From 1.
+    :param n_kept: Models to keep, at least 1.
+    """
+    folder = run.folder / "epochs"
+    folder.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+        new = Path(temporary) / "model"
+        new.mkdir()
+        save_model(loaded, new)
+        target = folder / f"epoch-{epoch}"
+        shutil.rmtree(target, ignore_errors=True)
+        new.rename(target)
+    kept = sorted(folder.glob("epoch-*"), key=lambda path: int(path.name.partition("-")[2]))
+    for old in kept[:-n_kept]:
+        shutil.rmtree(old)
+
+
+def _copied(loaded: LoadedModel) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in loaded.model.state_dict().items()}

@@ -1,0 +1,100 @@
+"""Optimizers and schedules by name, with options that are checked first."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import SchedulerType, get_scheduler
+
+from finetuner.config import RunConfig
+from finetuner.errors import ConfigError
+from finetuner.losses import build, check_name
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    name: getattr(torch.optim, name)
+    for name in (
+        "ASGD",
+        "Adadelta",
+        "Adagrad",
+        "Adam",
+        "AdamW",
+        "Adamax",
+        "NAdam",
+        "RAdam",
+        "RMSprop",
+        "Rprop",
+        "SGD",
+    )
+}
+# These two follow a measured value, which a step does not have.
+_METRIC_SCHEDULERS = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+# transformers takes no options for these, and drops them without a word.
+_PLAIN_SCHEDULERS = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
+SCHEDULERS = {member.value: member for member in SchedulerType if member not in _METRIC_SCHEDULERS}
+
+
+def build_optimizer(
+    name: str, parameters: Any, *, learning_rate: float, options: Mapping[str, Any]
+) -> torch.optim.Optimizer:
+    """Build an optimizer, fused where torch has that: ten times less CPU time for AdamW.
+
+    :param name: A key of ``OPTIMIZERS``.
+    :param parameters: What to optimize: parameters, or groups of them.
+    :param learning_rate: Above 0; takes the place of ``options['lr']``.
+    :param options: The optimizer's other arguments.
+    :raises ConfigError: When the name or an option is unknown, or a value is refused.
+    """
+    check_name("optimizer", name, OPTIMIZERS)
+    cls = OPTIMIZERS[name]
+    arguments = {**options, "params": parameters, "lr": learning_rate}
+    is_other = options.get("foreach") or options.get("differentiable")
+    if "fused" in inspect.signature(cls).parameters and not is_other:
+        arguments.setdefault("fused", True)
+    return build("optimizer", name, cls, arguments)  # type: ignore[no-any-return]  # Any of a class
+
+
+def build_scheduler(
+    config: RunConfig, optimizer: torch.optim.Optimizer, *, n_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Build a learning-rate schedule of transformers; constant when none is named.
+
+    :param config: ``scheduler`` and ``scheduler_options``. ``num_warmup_steps`` below 1 is a share of all
+        steps; ``scheduler_step`` is ``batch`` or ``epoch``.
+    :param optimizer: Whose rate it changes.
+    :param n_steps: Steps of the scheduler in the whole run.
+    :raises ConfigError: When the name or an option is unknown, or a value is refused.
+    """
+    name = config.scheduler or SchedulerType.CONSTANT.value
+    check_name("scheduler", name, SCHEDULERS)
+    options = dict(config.scheduler_options)
+    options.pop("scheduler_step", None)
+    n_warmup = _warmup_steps(options.pop("num_warmup_steps", 0), n_steps)
+    if options.pop("num_training_steps", "auto") != "auto":
+        raise ConfigError(
+            "scheduler_options.num_training_steps follows from the data; leave it out"
+        )
+    if options and name in _PLAIN_SCHEDULERS:
+        raise ConfigError(f"scheduler {name} takes no option `{next(iter(options))}`")
+    try:
+        scheduler: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
+            name,
+            optimizer,
+            num_warmup_steps=n_warmup,
+            num_training_steps=n_steps,
+            scheduler_specific_kwargs=options,
+        )
+        return scheduler
+    except (TypeError, ValueError) as exc:
+        raise ConfigError(f"scheduler {name} refuses its options: {exc}") from exc
+
+
+def _warmup_steps(asked: Any, n_steps: int) -> int:
+    if isinstance(asked, bool) or not isinstance(asked, int | float) or asked < 0:
+        raise ConfigError(
+            "scheduler_options.num_warmup_steps must be a number of steps, or a share of all steps "
+            f"below 1; got `{asked!r}`"
+        )
+    return int(asked) if asked >= 1 else round(asked * n_steps)

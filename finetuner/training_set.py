@@ -1,0 +1,266 @@
+"""Training data as batches: tokenised once, planned anew each epoch, with what the loss should see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from finetuner.batching import BatchPlan
+from finetuner.config import RunConfig
+from finetuner.data import LabelledTexts, TrainingData, prepare_training
+from finetuner.errors import ConfigError
+from finetuner.losses import CENTRE_LOSSES
+from finetuner.objective import Need, needed_data
+from finetuner.pair_losses import Targets
+from finetuner.pairs import PairData, TextPairs, Texts, as_labelled, prepare_pairs
+from finetuner.tokens import TextTokenizer, TokenTable
+
+Positions = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's texts.
+
+    :param positions: *Shape:* ``(n_texts,)``; places in the set's texts, in the order the loss wants.
+    :param targets: What their vectors should come to.
+    """
+
+    positions: Positions
+    targets: Targets
+
+
+class TrainingSet(Protocol):
+    """What a training loop needs of its data."""
+
+    @property
+    def tokens(self) -> TokenTable:
+        """The texts, each once, tokenised."""
+        ...
+
+    @property
+    def classes(self) -> Positions:
+        """*Shape:* ``(n_texts,)`` int64, numbered from 0; texts of one class are alike."""
+        ...
+
+    def epoch(self, number: int, rivals: Positions | None = None) -> list[Batch]:
+        """Return the batches of one epoch.
+
+        :param number: From 0; decides the order, with the seed.
+        :param rivals: *Shape:* ``(n_texts, n_candidates)``; mined hard negatives, -1 for none.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """Texts with labels.
+
+    :param tokens: The texts, each once, tokenised.
+    :param classes: *Shape:* ``(n_texts,)`` int64.
+    :param plan: How they are put into batches.
+    """
+
+    tokens: TokenTable
+    classes: Positions
+    plan: BatchPlan
+
+    @classmethod
+    def create(cls, data: TrainingData, tokenizer: TextTokenizer, *, config: RunConfig) -> LabelSet:
+        """Tokenise labelled texts and plan their batches."""
+        tokens = TokenTable.create(tokenizer, data.texts)
+        plan = BatchPlan.create(
+            data.classes,
+            tokens.lengths,
+            batch_size=config.batch_size,
+            num_items_per_class=config.num_items_per_class,
+            sampler=config.sampler,
+            seed=config.seed,
+            rival_share=config.hard_negatives.share if config.hard_negatives else 0.0,
+        )
+        return cls(tokens, data.classes, plan)
+
+    def epoch(self, number: int, rivals: Positions | None = None) -> list[Batch]:
+        """Return the batches of one epoch; as :meth:`TrainingSet.epoch`."""
+        return [
+            Batch(positions, Targets(torch.from_numpy(self.classes[positions])))
+            for positions in self.plan.epoch(number, rivals)
+        ]
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """Pairs of texts, with negatives or scores where the data have them.
+
+    :param data: The pairs; its texts are each once.
+    :param tokens: The texts, tokenised.
+    :param plan: How pairs, not texts, are put into batches.
+    """
+
+    data: PairData
+    tokens: TokenTable
+    plan: BatchPlan
+
+    @classmethod
+    def create(cls, data: PairData, tokenizer: TextTokenizer, *, config: RunConfig) -> PairSet:
+        """Tokenise pairs and plan their batches: ``batch_size`` counts texts, as it does for labels."""
+        tokens = TokenTable.create(tokenizer, data.texts)
+        has_thirds = bool(np.any(data.negatives >= 0)) or config.hard_negatives is not None
+        # Pairs of one class are put into different batches where that can be: they are no negatives.
+        plan = BatchPlan(
+            data.classes[data.pairs[:, 0]],
+            tokens.lengths[data.pairs].max(axis=1),
+            max(2, config.batch_size // (3 if has_thirds else 2)),
+            1,
+            config.seed,
+        )
+        return cls(data, tokens, plan)
+
+    @property
+    def classes(self) -> Positions:
+        """*Shape:* ``(n_texts,)`` int64; texts that pairs link have one class."""
+        return self.data.classes
+
+    def epoch(self, number: int, rivals: Positions | None = None) -> list[Batch]:
+        """Return the batches of one epoch; as :meth:`TrainingSet.epoch`."""
+        return [self._batch(rows, rivals) for rows in self.plan.epoch(number)]
+
+    def _batch(self, rows: Positions, rivals: Positions | None) -> Batch:
+        anchors, positives = self.data.pairs[rows].T
+        negatives = self.data.negatives[rows]
+        if rivals is not None:
+            negatives = np.where(negatives >= 0, negatives, rivals[anchors, 0])
+        # A negative that is in the batch anyway is one already.
+        negatives = np.setdiff1d(negatives[negatives >= 0], self.data.pairs[rows])
+        positions = np.concatenate([anchors, positives, negatives])
+        scores = self.data.scores
+        targets = Targets(
+            torch.from_numpy(self.data.classes[positions]),
+            n_pairs=len(rows),
+            scores=None if scores is None else torch.from_numpy(scores[rows]),
+        )
+        return Batch(positions, targets)
+
+
+def prepare(loss: str, data: Texts) -> TrainingData | PairData:
+    """Clean data in the form that a loss works on.
+
+    :param loss: Its name.
+    :param data: As they were read. Pairs without scores and negatives become labels where a loss needs
+        these: texts that pairs link share one.
+    :raises ConfigError: When the loss works on another form.
+    :raises DataError: When nothing can be learnt from the data.
+    """
+    need = needed_data(loss)
+    if need is Need.LABELS and _form(data) in (Need.LABELS, Need.PAIRS):
+        if isinstance(data, LabelledTexts) or not data.has_negatives:
+            return prepare_training(as_labelled(data))
+    elif isinstance(data, TextPairs) and need is _form(data):
+        return prepare_pairs(data)
+    raise ConfigError(
+        f"{loss} trains on {need.value}, and these data are {_form(data).value}: "
+        f"{_LOSSES_FOR[_form(data)]}"
+    )
+
+
+_LOSSES_FOR = {
+    Need.LABELS: "take SupConLoss, or give rows `anchor, positive`",
+    Need.PAIRS: "take MultipleNegativesRankingLoss, or, without negatives, a loss of labels",
+    Need.SCORES: "take CoSENTLoss or CosineSimilarityLoss",
+}
+
+
+def _form(data: Texts) -> Need:
+    if isinstance(data, LabelledTexts):
+        return Need.LABELS
+    return Need.SCORES if data.has_scores else Need.PAIRS
+
+
+def create_set(
+    data: TrainingData | PairData, tokenizer: TextTokenizer, *, config: RunConfig
+) -> TrainingSet:
+    """Make the set that fits the data."""
+    if isinstance(data, PairData):
+        return PairSet.create(data, tokenizer, config=config)
+    return LabelSet.create(data, tokenizer, config=config)
+
+
+def describe(data: TrainingData | PairData) -> str:
+    """Return what the data are and what was left out, for the log."""
+    if isinstance(data, PairData):
+        return (
+            f"{len(data.pairs)} pairs of {len(data.texts)} texts; left out: {data.n_repeated} repeated, "
+            f"{data.n_ambiguous} contradictory"
+        )
+    return (
+        f"{len(data.texts)} texts with {data.n_classes} labels; left out: {data.n_repeated} repeated, "
+        f"{data.n_ambiguous} under several labels"
+    )
+
+
+def split(
+    data: TrainingData | PairData, *, config: RunConfig
+) -> tuple[TrainingData | PairData, TrainingData | PairData]:
+    """Keep ``val_split`` of the data for a validation loss; training and validation data."""
+    if isinstance(data, PairData):
+        return split_pairs(data, config.val_split, seed=config.seed)
+    by_label = config.loss not in CENTRE_LOSSES
+    return split_data(data, config.val_split, by_label=by_label, seed=config.seed)
+
+
+def split_data(
+    data: TrainingData, share: float, *, by_label: bool, seed: int
+) -> tuple[TrainingData, TrainingData]:
+    """Keep a share of labelled texts for a validation loss.
+
+    :param data: At least four labels, or four texts of one label where not split by label.
+    :param share: Above 0, below 1.
+    :param by_label: Hold out whole labels, as retrieval on new data meets them; else a share of every
+        label's texts, for losses with a centre for each label.
+    :param seed: Of the choice.
+    :returns: Training and validation data.
+    """
+    generator = np.random.default_rng(seed)
+    if by_label:
+        n_held = max(2, round(share * data.n_classes))
+        held = np.isin(data.classes, generator.permutation(data.n_classes)[:n_held])
+    else:
+        place = np.empty(len(data.texts))
+        order = generator.permutation(len(data.texts))
+        for members in np.split(
+            order[np.argsort(data.classes[order], kind="stable")],
+            np.cumsum(np.bincount(data.classes))[:-1],
+        ):
+            place[members] = np.arange(len(members)) / max(1, len(members))
+        held = place >= 1 - share
+    return _subset(data, ~held), _subset(data, held)
+
+
+def split_pairs(data: PairData, share: float, *, seed: int) -> tuple[PairData, PairData]:
+    """Keep a share of pairs for a validation loss, whole groups of linked texts where they are not scored.
+
+    :param data: The pairs.
+    :param share: Above 0, below 1.
+    :param seed: Of the choice.
+    :returns: Training and validation data; both hold all texts, and pairs of their own.
+    """
+    generator = np.random.default_rng(seed)
+    groups = data.classes[data.pairs[:, 0]] if data.scores is None else np.arange(len(data.pairs))
+    different = np.unique(groups)
+    n_held = max(2, round(share * len(different)))
+    held = np.isin(groups, generator.permutation(different)[:n_held])
+    return _of_pairs(data, ~held), _of_pairs(data, held)
+
+
+def _of_pairs(data: PairData, chosen: NDArray[np.bool_]) -> PairData:
+    scores = None if data.scores is None else data.scores[chosen]
+    return replace(data, pairs=data.pairs[chosen], negatives=data.negatives[chosen], scores=scores)
+
+
+def _subset(data: TrainingData, chosen: NDArray[np.bool_]) -> TrainingData:
+    places = np.flatnonzero(chosen)
+    return replace(data, texts=[data.texts[i] for i in places], classes=data.classes[places])
