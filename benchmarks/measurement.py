@@ -124,7 +124,8 @@ def report(title: str, rows: Sequence[Row], columns: dict[str, str], about: Row)
         table.add_column(heading, justify="left" if is_text else "right")
     for row in rows:
         table.add_row(*(_cell(row.get(key)) for key in columns))
-    Console(stderr=True).print(table)
+    # Wide enough for all columns, also where the output is no terminal.
+    Console(stderr=True, width=max(160, Console(stderr=True).width)).print(table)
     for row in rows:
         print(json.dumps({**row, **about}))
 
