@@ -27,6 +27,8 @@ def configure(job: Row) -> RunConfig:
         loss="SupConLoss",
         loss_options={"temperature": 0.05},
         optimizer="AdamW",
+        scheduler="linear",
+        scheduler_options={"num_warmup_steps": 0.1},
         epochs=job["epochs"],
         batch_size=job["batch_size"],
         num_items_per_class=2,
