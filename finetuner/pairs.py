@@ -198,17 +198,43 @@ def as_labelled(data: Texts) -> LabelledTexts:
     """Label texts so that all that pairs link, directly or not, share one label.
 
     :param data: Labelled texts are given back as they are.
-    :returns: Each different text once, in the order of appearance; labels are numbers from 0.
+    :returns: Each different text once, in the order of appearance; labels and ids are numbers from 0.
     :raises DataError: When the pairs are scored, or have negatives: labels cannot say that.
     """
-    if isinstance(data, LabelledTexts):
-        return data
-    if data.has_scores or data.has_negatives:
-        kind = "scores" if data.has_scores else "negatives"
-        raise DataError(f"texts with labels are needed here; these are pairs with {kind}")
-    places, texts = _places([data.anchors, data.positives])
+    return labelled_together([data])[0]
+
+
+def labelled_together(parts: Sequence[Texts]) -> list[LabelledTexts]:
+    """Label several data by what all their pairs link, so that a label means the same in each.
+
+    :param parts: Such as queries and what they search; labelled texts are given back as they are.
+    :returns: For each what :func:`as_labelled` says; a text has the same id wherever it occurs.
+    :raises DataError: As there, and when some parts have labels and others are pairs.
+    """
+    pairs = [part for part in parts if isinstance(part, TextPairs)]
+    labelled = [part for part in parts if isinstance(part, LabelledTexts)]
+    if not pairs:
+        return labelled
+    if labelled:
+        raise DataError("queries and index must both have labels, or both be pairs")
+    for part in pairs:
+        if part.has_scores or part.has_negatives:
+            kind = "scores" if part.has_scores else "negatives"
+            raise DataError(f"texts with labels are needed here; these are pairs with {kind}")
+    columns = ([part.anchors for part in pairs], [part.positives for part in pairs])
+    places, texts = _places([list(chain.from_iterable(column)) for column in columns])
     labels = _linked(len(texts), places[0], places[1])
-    return LabelledTexts(texts, [str(label) for label in labels], [None] * len(texts))
+    borders = np.cumsum([len(part) for part in pairs])[:-1]
+    found = []
+    for rows in np.split(np.column_stack(places), borders):
+        _, first = np.unique(rows, return_index=True)
+        chosen = rows.ravel()[np.sort(first)].tolist()
+        found.append(
+            LabelledTexts(
+                [texts[i] for i in chosen], [str(labels[i]) for i in chosen], [*map(str, chosen)]
+            )
+        )
+    return found
 
 
 def _places(columns: Sequence[Sequence[str | None]]) -> tuple[list[Positions], list[str]]:

@@ -15,6 +15,7 @@ from finetuner.experiment import wire_data
 from finetuner.pairs import (
     TextPairs,
     as_labelled,
+    labelled_together,
     prepare_pairs,
     read_data,
     read_documents,
@@ -156,6 +157,28 @@ def test_linked_texts_share_a_label():
 def test_what_labels_cannot_say(data, kind):
     with pytest.raises(DataError, match=f"texts with labels are needed here; .* with {kind}"):
         as_labelled(data)
+
+
+def test_queries_and_index_share_labels_and_ids():
+    queries, index = labelled_together(
+        [_pairs(("a", "b"), ("c", "d")), _pairs(("x", "y"), ("D", "e"), ("a", "f"))]
+    )
+    assert list(zip(queries.texts, queries.labels, queries.ids, strict=True)) == [
+        ("a", "0", "0"),
+        ("b", "0", "1"),
+        ("c", "1", "2"),
+        ("d", "1", "3"),
+    ]
+    assert list(zip(index.texts, index.labels, index.ids, strict=True)) == [
+        ("x", "2", "4"),
+        ("y", "2", "5"),
+        ("d", "1", "3"),
+        ("e", "1", "6"),
+        ("a", "0", "0"),
+        ("f", "0", "7"),
+    ]
+    with pytest.raises(DataError, match="must both have labels, or both be pairs"):
+        labelled_together([_pairs(("a", "b")), LabelledTexts(["a"], ["0"], [None])])
 
 
 def test_linked_texts_against_a_plain_search():
