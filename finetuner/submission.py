@@ -16,7 +16,7 @@ from finetuner.device import resolve_device
 from finetuner.errors import ConfigError
 from finetuner.evaluation import EvaluationSet
 from finetuner.models import ModelOptions, check_options
-from finetuner.pairs import Texts, as_labelled, read_rows
+from finetuner.pairs import Texts, labelled_together, read_rows
 from finetuner.run_store import RunStore
 from finetuner.runs import TRAIN_FILE, VALIDATION_FILE, Run, evaluation_file
 from finetuner.schema import read
@@ -89,14 +89,12 @@ def _texts(source: Any, store: DataStore, where: str) -> Texts:
 def _evaluation_data(
     number: int, callback: EvaluationCallback, store: DataStore
 ) -> dict[str, LabelledTexts]:
-    queries = as_labelled(_texts(callback.query_data, store, "EvaluationCallback.query_data"))
-    files = {evaluation_file(number, "query"): queries}
-    index = None
-    if callback.index_data is not None:
-        index = as_labelled(_texts(callback.index_data, store, "EvaluationCallback.index_data"))
-        files[evaluation_file(number, "index")] = index
-    EvaluationSet.create(queries, index, callback=callback)
-    return files
+    sources = {"query": callback.query_data, "index": callback.index_data}
+    roles = [role for role, source in sources.items() if role == "query" or source is not None]
+    texts = [_texts(sources[role], store, f"EvaluationCallback.{role}_data") for role in roles]
+    labelled = labelled_together(texts)
+    EvaluationSet.create(labelled[0], labelled[1] if labelled[1:] else None, callback=callback)
+    return {evaluation_file(number, role): data for role, data in zip(roles, labelled, strict=True)}
 
 
 def _described(source: Any) -> Any:
