@@ -28,7 +28,7 @@ ORDER = (
     ),
     *("datastore", "backbones", "device", "pooling", "tokens", "models", "batching", "losses"),
     *("training", "artifact", "onnx_export", "encoder", "evaluation", "runs", "run_store"),
-    *("encoder_cache", "submission", "worklog", "worker", "supervisor", "run_api"),
+    *("encoder_cache", "loggers", "submission", "worklog", "worker", "supervisor", "run_api"),
 )
 # What `import finetuner` loads: at module level only a few light modules of the core.
 CLIENT = ("__init__", "api", "client", "experiment", "inference", "run")
