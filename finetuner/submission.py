@@ -8,20 +8,21 @@ from typing import Any
 
 from finetuner.adaptation import LoRAOptions, check_lora_available
 from finetuner.backbones import check_available, locate_on_disk
-from finetuner.callback import EvaluationCallback
+from finetuner.callback import EvaluationCallback, LoggerCallback
 from finetuner.config import CallbackConfig, RunConfig
 from finetuner.data import LabelledTexts
 from finetuner.datastore import DataStore
 from finetuner.device import resolve_device
 from finetuner.errors import ConfigError
 from finetuner.evaluation import EvaluationSet
+from finetuner.loggers import check_loggers
 from finetuner.models import ModelOptions, check_options
 from finetuner.pairs import Texts, labelled_together, read_rows
 from finetuner.run_store import RunStore
 from finetuner.runs import TRAIN_FILE, VALIDATION_FILE, Run, evaluation_file
 from finetuner.schema import read
 from finetuner.training import check_training
-from finetuner.training_set import prepare
+from finetuner.training_set import prepare, split
 
 
 def submit(request: dict[str, Any], workspace: Path, *, allow_cpu_fallback: bool = True) -> Run:
@@ -38,6 +39,7 @@ def submit(request: dict[str, Any], workspace: Path, *, allow_cpu_fallback: bool
     config = read(RunConfig, request, "fit")
     _check_model(config, workspace)
     check_training(config)
+    check_loggers([c for c in config.built_callbacks() if isinstance(c, LoggerCallback)])
     _, warning = resolve_device(config.device)
     if warning and not allow_cpu_fallback:
         raise ConfigError(
@@ -45,7 +47,9 @@ def submit(request: dict[str, Any], workspace: Path, *, allow_cpu_fallback: bool
         )
     store = DataStore(workspace)
     data = {TRAIN_FILE: _texts(config.train_data, store, "train_data")}
-    prepare(config.loss, data[TRAIN_FILE])
+    prepared = prepare(config.loss, data[TRAIN_FILE])
+    if config.val_split:
+        split(prepared, config=config)
     if config.eval_data is not None:
         data[VALIDATION_FILE] = _texts(config.eval_data, store, "eval_data")
         prepare(config.loss, data[VALIDATION_FILE])

@@ -47,6 +47,7 @@ class Progress:
     :param batch_loss: Of the batch just done.
     :param active: Share of that batch's texts that the loss moved, 0 to 1.
     :param learning_rate: Of the next step.
+    :param n_steps_done: Batches of the whole run done.
     """
 
     epoch: int
@@ -56,6 +57,7 @@ class Progress:
     batch_loss: float = 0.0
     active: float = 1.0
     learning_rate: float = 0.0
+    n_steps_done: int = 0
 
 
 @dataclass(frozen=True)
@@ -343,6 +345,7 @@ class Trainer:
                 result.loss,
                 result.active,
                 float(rate),
+                at.n_steps_done,
             )
         )
 

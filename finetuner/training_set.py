@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from finetuner.batching import BatchPlan
 from finetuner.config import RunConfig
 from finetuner.data import LabelledTexts, TrainingData, prepare_training
-from finetuner.errors import ConfigError
+from finetuner.errors import ConfigError, DataError
 from finetuner.losses import CENTRE_LOSSES
 from finetuner.objective import Need, needed_data
 from finetuner.pair_losses import Targets
@@ -226,7 +226,7 @@ def split_data(
     """
     generator = np.random.default_rng(seed)
     if by_label:
-        n_held = max(2, round(share * data.n_classes))
+        n_held = _n_held(share, data.n_classes, "labels")
         held = np.isin(data.classes, generator.permutation(data.n_classes)[:n_held])
     else:
         place = np.empty(len(data.texts))
@@ -251,9 +251,19 @@ def split_pairs(data: PairData, share: float, *, seed: int) -> tuple[PairData, P
     generator = np.random.default_rng(seed)
     groups = data.classes[data.pairs[:, 0]] if data.scores is None else np.arange(len(data.pairs))
     different = np.unique(groups)
-    n_held = max(2, round(share * len(different)))
+    n_held = _n_held(share, len(different), "groups of pairs")
     held = np.isin(groups, generator.permutation(different)[:n_held])
     return _of_pairs(data, ~held), _of_pairs(data, held)
+
+
+def _n_held(share: float, n_groups: int, kind: str) -> int:
+    """Return how many to hold out, such that both sides have something to tell apart."""
+    if n_groups < 4:
+        raise DataError(
+            f"val_split needs at least four {kind}, two on each side; found {n_groups}. Give eval_data, or "
+            "leave val_split out"
+        )
+    return min(max(2, round(share * n_groups)), n_groups - 2)
 
 
 def _of_pairs(data: PairData, chosen: NDArray[np.bool_]) -> PairData:
