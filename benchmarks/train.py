@@ -148,7 +148,7 @@ class Comparison:
         ).metrics
         print(
             f"{side.side} {side.loss} {side.precision} seed {seed}: {row['n_texts']} texts, "
-            f"{row['cpu_s']:.1f} CPU s",
+            f"{row['cpu_s']:.1f} CPU s, average precision {row['metrics']['average_precision']:.5f}",
             file=sys.stderr,
         )
         return row
