@@ -40,6 +40,7 @@ from finetuner.runs import (
     STEPS_FILE,
     TRAIN_FILE,
     VALIDATION_FILE,
+    VERDICT_FILE,
     Run,
     Status,
     count_lines,
@@ -85,7 +86,7 @@ class Job:
         started = time.monotonic()
         saved = self._checkpoints.newest()
         if saved is None:
-            for name in (METRICS_FILE, STEPS_FILE, "examples.json", "verdict.json"):
+            for name in (METRICS_FILE, STEPS_FILE, "examples.json", VERDICT_FILE):
                 (self._run.folder / name).unlink(missing_ok=True)
         self._loaded = self._load()
         untuned = _copied(self._loaded) if self._config.callbacks_of(WiSEFTCallback) else {}

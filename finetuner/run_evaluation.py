@@ -19,6 +19,7 @@ from finetuner.files import write_json
 from finetuner.models import LoadedModel
 from finetuner.runs import (
     METRICS_FILE,
+    VERDICT_FILE,
     Run,
     append_metrics,
     count_lines,
@@ -121,7 +122,7 @@ class RunEvaluations:
             )
         if verdicts:
             write_json(
-                self.run.folder / "verdict.json",
+                self.run.folder / VERDICT_FILE,
                 {caption: asdict(verdict) for caption, verdict in verdicts.items()},
             )
         return verdicts

@@ -160,6 +160,8 @@ def train(
     """
     torch.manual_seed(config.seed)
     training_set = create_set(data, loaded.tokenizer, config=config)
+    for note in training_set.notes():
+        logger.info(note)
     validation_set = (
         None
         if validation_data is None

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from finetuner.batching import BatchPlan
-from finetuner.config import RunConfig
+from finetuner.config import RunConfig, Sampler
 from finetuner.data import LabelledTexts, TrainingData, prepare_training
 from finetuner.errors import ConfigError, DataError
 from finetuner.losses import CENTRE_LOSSES
@@ -47,6 +47,10 @@ class TrainingSet(Protocol):
         """*Shape:* ``(n_texts,)`` int64, numbered from 0; texts of one class are alike."""
         ...
 
+    def notes(self) -> list[str]:
+        """Return what a user should know of the batches, for the log."""
+        ...
+
     def epoch(self, number: int, rivals: Positions | None = None) -> list[Batch]:
         """Return the batches of one epoch.
 
@@ -63,11 +67,13 @@ class LabelSet:
     :param tokens: The texts, each once, tokenised.
     :param classes: *Shape:* ``(n_texts,)`` int64.
     :param plan: How they are put into batches.
+    :param num_items_per_class: What was asked for.
     """
 
     tokens: TokenTable
     classes: Positions
     plan: BatchPlan
+    num_items_per_class: int
 
     @classmethod
     def create(cls, data: TrainingData, tokenizer: TextTokenizer, *, config: RunConfig) -> LabelSet:
@@ -78,11 +84,30 @@ class LabelSet:
             tokens.lengths,
             batch_size=config.batch_size,
             num_items_per_class=config.num_items_per_class,
-            sampler=config.sampler,
+            sampler=_sampler(config),
             seed=config.seed,
             rival_share=config.hard_negatives.share if config.hard_negatives else 0.0,
         )
-        return cls(tokens, data.classes, plan)
+        return cls(tokens, data.classes, plan, config.num_items_per_class)
+
+    def notes(self) -> list[str]:
+        """Return where ``num_items_per_class`` could not be kept, and why."""
+        items, sizes = self.plan.items_per_class, np.bincount(self.classes)
+        if items == 1:
+            return ["Batches are filled without regard to labels"]
+        notes = []
+        if items < self.num_items_per_class:
+            notes.append(
+                f"num_items_per_class is {items}, not {self.num_items_per_class}: a batch of "
+                f"{self.plan.batch_size} must have room for two labels"
+            )
+        n_smaller = int(np.count_nonzero((sizes > 0) & (sizes < items)))
+        if n_smaller:
+            notes.append(
+                f"{n_smaller} of {np.count_nonzero(sizes)} labels have fewer than {items} texts "
+                "(num_items_per_class); their groups are as small as they are"
+            )
+        return notes
 
     def epoch(self, number: int, rivals: Positions | None = None) -> list[Batch]:
         """Return the batches of one epoch; as :meth:`TrainingSet.epoch`."""
@@ -90,6 +115,13 @@ class LabelSet:
             Batch(positions, Targets(torch.from_numpy(self.classes[positions])))
             for positions in self.plan.epoch(number, rivals)
         ]
+
+
+def _sampler(config: RunConfig) -> Sampler:
+    """Return how batches are filled; a loss with class centres needs no two texts of one label."""
+    if config.sampler is Sampler.AUTO and config.loss in CENTRE_LOSSES:
+        return Sampler.RANDOM
+    return config.sampler
 
 
 @dataclass(frozen=True)
@@ -124,6 +156,10 @@ class PairSet:
     def classes(self) -> Positions:
         """*Shape:* ``(n_texts,)`` int64; texts that pairs link have one class."""
         return self.data.classes
+
+    def notes(self) -> list[str]:
+        """Return nothing: pairs are always kept whole."""
+        return []
 
     def epoch(self, number: int, rivals: Positions | None = None) -> list[Batch]:
         """Return the batches of one epoch; as :meth:`TrainingSet.epoch`."""
