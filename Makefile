@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-unit check serve
+.PHONY: install demo test test-unit check serve benchmark
 install: $(STAMP)
 $(STAMP): pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,3 +21,8 @@ check: install
 	$(VENV)/bin/mypy
 serve: install
 	$(VENV)/bin/finetuner serve
+# DATA=DIR [PREFIX=name_] adds a training on DIR's CSVs beside sentence-transformers; see benchmarks/README.md.
+benchmark: install
+	$(VENV)/bin/python benchmarks/evaluate.py
+	$(VENV)/bin/python benchmarks/bert.py
+	$(if $(DATA),$(VENV)/bin/python benchmarks/train.py --data $(DATA) --prefix "$(PREFIX)" --peer sentence-transformers)

@@ -107,8 +107,9 @@ def fit(
 
     :param model: Backbone: a display name (:func:`list_models`), a Hugging Face id, or a folder of the
         server.
-    :param train_data: The name of stored data, a DocumentArray with the tag ``finetuner_label``, a CSV
-        path or open file, or rows ``(text, label)``.
+    :param train_data: The name of stored data, a DocumentArray, a CSV path or open file, or rows: texts
+        with labels (``(text, label)``), pairs (``{'anchor': …, 'positive': …}``, perhaps with
+        ``negative``), or pairs with a score (``{'sentence1': …, 'sentence2': …, 'score': …}``).
     :param eval_data: Data in the same forms, for a validation loss after each epoch.
     :param val_split: Share of the training data to keep for one instead, below 1.
     :param model_artifact: An artifact id or a run's name: go on from its weights, not from ``model``'s.

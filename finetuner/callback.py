@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from finetuner.errors import ConfigError
-from finetuner.schema import convert, documented
+from finetuner.schema import convert, documented, read
 
 
 class Distance(StrEnum):
@@ -144,10 +144,125 @@ class WiSEFTCallback:
             raise ConfigError(f"WiSEFTCallback.alpha must be from 0 to 1, got {self.alpha}")
 
 
+class LoggingStep(StrEnum):
+    """How often an experiment logger writes: after each epoch alone, or after each batch too."""
+
+    EPOCH = "epoch"
+    BATCH = "batch"
+
+
+_STEP_DOC = "write after each `epoch`, or after each `batch` too"
+_ZERO_SHOT_DOC = "write the metrics before training too, as step 0"
+
+
+def _convert_logger(callback: TensorBoardLogger | WandBLogger | MLflowLogger) -> None:
+    where = type(callback).__name__
+    for name, hint in (("metrics_logger_step", LoggingStep), ("log_zero_shot", bool)):
+        value = convert(hint, getattr(callback, name), f"{where}.{name}")
+        object.__setattr__(callback, name, value)
+
+
+@dataclass(frozen=True)
+class TensorBoardLogger:
+    """Write loss and metrics for TensorBoard, into ``tensorboard`` of the run's folder.
+
+    :raises ConfigError: When a value is of the wrong type.
+    """
+
+    metrics_logger_step: LoggingStep = documented(_STEP_DOC, default=LoggingStep.EPOCH)
+    log_zero_shot: bool = documented(_ZERO_SHOT_DOC, default=True)
+
+    def __post_init__(self) -> None:
+        _convert_logger(self)
+
+
+_MAX_WANDB_PROJECT_LENGTH = 128
+_MAX_WANDB_TAG_LENGTH = 64
+_NOT_IN_WANDB_PROJECT = "/\\#?%:"
+
+
+@dataclass(frozen=True)
+class WandBArguments:
+    """What a client may set of ``wandb.init``: how a run is filed, not where it is sent or written.
+
+    :raises ConfigError: When Weights & Biases would refuse a value.
+    """
+
+    entity: str | None = documented("the user or team that owns the project", default=None)
+    project: str | None = documented(
+        "at most 128 characters; the experiment's name when left out", default=None
+    )
+    name: str | None = documented("the run's name when left out", default=None)
+    group: str | None = documented("runs shown together", default=None)
+    job_type: str | None = documented("the run's kind within its group", default=None)
+    notes: str | None = documented("free text", default=None)
+    tags: tuple[str, ...] = documented("1 to 64 characters each", default=())
+
+    def __post_init__(self) -> None:
+        project = self.project or ""
+        if len(project) > _MAX_WANDB_PROJECT_LENGTH or set(project) & set(_NOT_IN_WANDB_PROJECT):
+            raise ConfigError(
+                f"a project of Weights & Biases has at most {_MAX_WANDB_PROJECT_LENGTH} characters "
+                f"and none of `{_NOT_IN_WANDB_PROJECT}`; got `{project[:200]}`"
+            )
+        for tag in self.tags:
+            if not 1 <= len(tag) <= _MAX_WANDB_TAG_LENGTH:
+                raise ConfigError(
+                    f"a tag of Weights & Biases has 1 to {_MAX_WANDB_TAG_LENGTH} characters; "
+                    f"got `{tag[:200]}`"
+                )
+
+
+@dataclass(frozen=True)
+class WandBLogger:
+    """Write loss and metrics for Weights & Biases.
+
+    Without ``WANDB_MODE`` or ``WANDB_API_KEY`` in the server's environment they stay in ``wandb`` of
+    the run's folder, from where ``wandb sync`` sends them.
+
+    :raises ConfigError: When a value is of the wrong type, or ``wandb_args`` holds a key that is none
+        of :class:`WandBArguments`.
+    """
+
+    metrics_logger_step: LoggingStep = documented(_STEP_DOC, default=LoggingStep.EPOCH)
+    wandb_args: dict[str, Any] | None = documented(
+        f"arguments of `wandb.init`: {', '.join(WandBArguments.__dataclass_fields__)}", default=None
+    )
+    log_zero_shot: bool = documented(_ZERO_SHOT_DOC, default=True)
+
+    def __post_init__(self) -> None:
+        _convert_logger(self)
+        self.arguments()
+
+    def arguments(self) -> WandBArguments:
+        """Return ``wandb_args``, checked."""
+        return read(WandBArguments, self.wandb_args or {}, "WandBLogger.wandb_args")
+
+
+@dataclass(frozen=True)
+class MLflowLogger:
+    """Write loss and metrics for MLflow.
+
+    Without ``MLFLOW_TRACKING_URI`` in the server's environment they stay in ``mlruns`` of the run's
+    folder, which ``mlflow ui --backend-store-uri`` shows.
+
+    :raises ConfigError: When a value is of the wrong type.
+    """
+
+    metrics_logger_step: LoggingStep = documented(_STEP_DOC, default=LoggingStep.EPOCH)
+    log_zero_shot: bool = documented(_ZERO_SHOT_DOC, default=True)
+
+    def __post_init__(self) -> None:
+        _convert_logger(self)
+
+
+LoggerCallback = TensorBoardLogger | WandBLogger | MLflowLogger
+
 CALLBACKS: dict[str, type] = {
     cls.__name__: cls
     for cls in (
         *(EvaluationCallback, EarlyStopping, BestModelCheckpoint),
         *(TrainingCheckpoint, WiSEFTCallback),
+        *(TensorBoardLogger, WandBLogger, MLflowLogger),
     )
 }

@@ -193,7 +193,7 @@ class RunConfig:
     )
     max_gradient_norm: float = documented("longer gradients are cut to this", default=1.0)
     checkpoint_interval_s: float = documented(
-        "seconds from one checkpoint to the next; one is written after each epoch too",
+        "seconds from one checkpoint to the next; at an epoch's end a tenth is enough",
         default=300.0,
     )
     precision: Precision = documented("arithmetic of the forward pass", default=Precision.AUTO)

@@ -42,27 +42,41 @@ class CSVOptions:
 def read_csv(file: str | os.PathLike[str] | TextIO, options: CSVOptions | None = None) -> Texts:
     """Read labelled texts, or pairs of texts, from a CSV.
 
-    Without a header, two columns are pairs unless ``is_labeled``, and three are pairs with a score, when
-    the third is a number in every row.
+    Without a header, two columns are pairs unless ``is_labeled``, and three are pairs with a score; the
+    third must then be a number in every row. Messages count rows without the header.
 
     :param file: A path or an open text file.
     :param options: How to read it.
     :raises DataError: When the file is missing or empty, is no text, or has other columns.
     """
     options = options or CSVOptions()
-    rows = _sample(_csv_rows(_csv_content(file, options), options.dialect), options)
+    rows = _csv_rows(_csv_content(file, options), options.dialect)
     if not rows:
         raise DataError("the CSV file does not exist or is empty")
     header = [cell.strip().lower() for cell in rows[0]]
-    if set(header) in (_HEADER, *PAIR_HEADERS) and len(set(header)) == len(header):
-        return _named(rows[1:], header)
-    if len(rows[0]) == 3 and not options.is_labeled and all(_is_number(row[-1]) for row in rows):
-        return _named(rows, ("sentence1", "sentence2", "score"))
-    return _named(rows, ("text", "label") if options.is_labeled else ("anchor", "positive"))
-
-
-def _named(rows: list[list[str]], names: Sequence[str]) -> Texts:
+    has_header = set(header) in (_HEADER, *PAIR_HEADERS) and len(set(header)) == len(header)
+    rows = _sample(rows[has_header:], options)
+    if not rows:
+        raise DataError(
+            "no row of the CSV is left; it is a header alone, or the options leave none"
+        )
+    names = header if has_header else _names_by_columns(rows, is_labeled=options.is_labeled)
     return read_rows([dict(zip(names, row, strict=True)) for row in _of_width(rows, len(names))])
+
+
+def _names_by_columns(rows: list[list[str]], *, is_labeled: bool) -> Sequence[str]:
+    if is_labeled:
+        return ("text", "label")
+    if len(rows[0]) != 3:
+        return ("anchor", "positive")
+    for number, row in enumerate(rows, start=1):
+        if len(row) == 3 and not _is_number(row[2]):
+            raise DataError(
+                f"CSV row {number}: the third column must be a number, got `{row[2][:80]}`. Three columns "
+                "without a header are two texts and their score; put quotes around a text that holds "
+                "commas, or name the columns: anchor,positive,negative or sentence1,sentence2,score"
+            )
+    return ("sentence1", "sentence2", "score")
 
 
 def _is_number(cell: str) -> bool:
@@ -86,6 +100,8 @@ def _csv_content(file: str | os.PathLike[str] | TextIO, options: CSVOptions) -> 
 
 
 def _csv_rows(content: str, dialect: str) -> list[list[str]]:
+    # A spreadsheet's byte order mark would be taken for a part of the first column's name.
+    content = content.removeprefix("\ufeff")
     delimiter = ","
     if dialect == "auto":
         # Only the delimiter is taken from the sniffer: its guess at doubled quotes is often wrong.

@@ -3,14 +3,19 @@
 One form is used everywhere behind the edge: :class:`LabelledTexts`. The rules for training data:
 
 - labels ``1``, ``1.0``, ``'1'``, ``'1.0'`` and ``True`` are one label;
-- a text that occurs twice under one label counts once (texts compare without case and extra space);
+- a text that occurs twice under one label counts once;
 - a text that occurs under two labels is left out: it would be drawn to and pushed from itself.
+
+Texts compare without case, extra space and the different ways to write one character (Unicode NFKC: a
+letter with its accent in one code or two, full-width letters, ligatures). Punctuation counts: without it
+``C`` and ``C++`` would be one text, and a question the same as a statement.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,7 +86,9 @@ def normalise_label(value: object) -> str | None:
 
 
 def fold(text: str) -> str:
-    """Return the form in which texts are compared: without case and extra space."""
+    """Return the form in which texts are compared: NFKC, without case and extra space."""
+    if not text.isascii():  # ASCII is NFKC already
+        text = unicodedata.normalize("NFKC", text)
     return " ".join(text.lower().split())
 
 

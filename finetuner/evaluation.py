@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetuner.callback import Distance, EvaluationCallback
+from finetuner.callback import EvaluationCallback
 from finetuner.data import LabelledTexts
 from finetuner.errors import DataError
 from finetuner.metrics import metrics_per_query
+from finetuner.search import Positions, search
 
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
-Positions = NDArray[np.int64]
-_BLOCK_QUERIES = 512
 
 
 @dataclass(frozen=True)
@@ -117,76 +116,6 @@ def _sample(places: Positions, size: int | None) -> Positions:
     if size is None or size >= len(places):
         return places
     return np.sort(np.random.default_rng(0).choice(places, size, replace=False))
-
-
-def search(
-    query_embeddings: NDArray[np.float32],
-    index_embeddings: NDArray[np.float32],
-    *,
-    limit: int,
-    distance: Distance = Distance.COSINE,
-    own: Positions | None = None,
-) -> tuple[Positions, NDArray[np.float64]]:
-    """Return the nearest index texts of each query, nearest first, exactly.
-
-    Queries go in blocks, so memory grows with the index and not with queries times index. Equal
-    distances are ordered by place in the index.
-
-    :param query_embeddings: *Shape:* ``(n_queries, dim)`` float32.
-    :param index_embeddings: *Shape:* ``(n_index, dim)`` float32.
-    :param limit: Matches a query, at least 1; fewer when the index is smaller.
-    :param distance: What orders the matches.
-    :param own: *Shape:* ``(n_queries,)``; an index place to leave out for each query, -1 for none.
-    :returns: Places and distances, *Shape:* ``(n_queries, min(limit, n_index))``. A query whose own
-        text leaves too few others has the place -1 and an infinite distance at the end.
-    """
-    n_matches = min(limit, len(index_embeddings))
-    places = np.empty((len(query_embeddings), n_matches), dtype=np.int64)
-    distances = np.empty((len(query_embeddings), n_matches))
-    index, index_norms = _prepare(index_embeddings, distance)
-    for start in range(0, len(query_embeddings), _BLOCK_QUERIES):
-        block = slice(start, start + _BLOCK_QUERIES)
-        queries, query_norms = _prepare(query_embeddings[block], distance)
-        found = queries @ index.T
-        if distance is not Distance.COSINE:
-            found = 2 * found - query_norms[:, None] - index_norms[None, :]
-        if own is not None:
-            rows = np.flatnonzero(own[block] >= 0)
-            found[rows, own[block][rows]] = -np.inf
-        places[block], nearness = _largest(found, n_matches)
-        distances[block] = _to_distance(nearness.astype(np.float64), distance)
-    return np.where(np.isinf(distances), -1, places), distances
-
-
-def _prepare(embeddings: NDArray[np.float32], distance: Distance) -> tuple[Any, Any]:
-    squares = np.einsum("ij,ij->i", embeddings, embeddings)
-    if distance is not Distance.COSINE:
-        return embeddings, squares
-    return embeddings / np.maximum(np.sqrt(squares), 1e-12)[:, None], squares
-
-
-def _to_distance(nearness: NDArray[np.float64], distance: Distance) -> NDArray[np.float64]:
-    if distance is Distance.COSINE:
-        return 1 - nearness
-    squared = np.maximum(-nearness, 0)
-    return np.sqrt(squared) if distance is Distance.EUCLIDEAN else squared
-
-
-def _largest(values: NDArray[np.float32], k: int) -> tuple[Positions, NDArray[np.float32]]:
-    """Return the k largest of each row in falling order, equal ones by place, and their values."""
-    n = values.shape[1]
-    if k < n:
-        chosen = np.sort(np.argpartition(values, n - k, axis=1)[:, n - k :], axis=1)
-        border = np.take_along_axis(values, chosen, axis=1).min(axis=1)
-        # argpartition picks any of several values equal to the k-th; the rule is by place.
-        tied = np.flatnonzero((values >= border[:, None]).sum(axis=1) > k)
-        for row in tied:
-            chosen[row] = np.sort(np.argsort(-values[row], kind="stable")[:k])
-    else:
-        chosen = np.broadcast_to(np.arange(n), values.shape)
-    picked = np.take_along_axis(values, chosen, axis=1)
-    order = np.argsort(-picked, axis=1, kind="stable")
-    return np.take_along_axis(chosen, order, axis=1), np.take_along_axis(picked, order, axis=1)
 
 
 def evaluate(embed: Embed, data: EvaluationSet, *, callback: EvaluationCallback) -> Evaluation:

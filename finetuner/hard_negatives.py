@@ -35,10 +35,20 @@ def mine(
         cosines = unit[block] @ unit.T
         is_out = (classes[block, None] == classes[None, :]) | (cosines > bounds[block, None])
         cosines[is_out] = -np.inf
-        nearest = np.argsort(-cosines, axis=1, kind="stable")[:, : settings.n_candidates]
-        found = np.isfinite(np.take_along_axis(cosines, nearest, axis=1))
-        mined[block, : nearest.shape[1]] = np.where(found, nearest, -1)
+        rows, columns = _largest(cosines, min(settings.n_candidates, len(unit)))
+        starts = np.searchsorted(rows, np.arange(len(cosines)))
+        mined[start + rows, np.arange(len(rows)) - starts[rows]] = columns
     return mined
+
+
+def _largest(values: NDArray[np.float32], k: int) -> tuple[Positions, Positions]:
+    """Return rows and columns of each row's k largest finite values, largest first, then by column."""
+    kth = np.partition(values, values.shape[1] - k, axis=1)[:, values.shape[1] - k]
+    rows, columns = np.nonzero((values >= kth[:, None]) & np.isfinite(values))
+    order = np.lexsort((columns, -values[rows, columns], rows))
+    rows, columns = rows[order], columns[order]
+    ranks = np.arange(len(rows)) - np.searchsorted(rows, np.arange(len(values)))[rows]
+    return rows[ranks < k], columns[ranks < k]
 
 
 def _positive_cosines(unit: NDArray[np.float32], classes: Positions) -> NDArray[np.float32]:

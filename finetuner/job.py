@@ -21,12 +21,14 @@ from finetuner.backbones import locate
 from finetuner.callback import (
     BestModelCheckpoint,
     EarlyStopping,
+    LoggerCallback,
     TrainingCheckpoint,
     WiSEFTCallback,
 )
 from finetuner.checkpoint import CheckpointStore
 from finetuner.data import TrainingData
 from finetuner.device import resolve_device
+from finetuner.loggers import LoggedRun, open_loggers
 from finetuner.models import LoadedModel, ModelOptions, load_model, save_model
 from finetuner.monitoring import BestWeights, StopWatch
 from finetuner.pairs import PairData, read_data
@@ -34,10 +36,12 @@ from finetuner.publishing import Publisher
 from finetuner.run_evaluation import RunEvaluations
 from finetuner.run_store import RunStore
 from finetuner.runs import (
+    CHECKPOINTS,
     METRICS_FILE,
     STEPS_FILE,
     TRAIN_FILE,
     VALIDATION_FILE,
+    VERDICT_FILE,
     Run,
     Status,
     count_lines,
@@ -66,7 +70,7 @@ class Job:
     def __init__(self, run: Run, console: Console, stop: StopSignal) -> None:
         self._run, self._console, self._stop = run, console, stop
         self._config = run.config()
-        self._checkpoints = CheckpointStore(run.folder / "checkpoints")
+        self._checkpoints = CheckpointStore(run.folder / CHECKPOINTS)
         self._stop_watches = [StopWatch(c) for c in self._config.callbacks_of(EarlyStopping)]
         self._best_weights = [
             BestWeights(c) for c in self._config.callbacks_of(BestModelCheckpoint)
@@ -74,6 +78,7 @@ class Job:
         self._line: EpochLine | None = None
         self._state_written_at = 0.0
         self._values: dict[str, float] = {}
+        self._n_steps_done = 0
 
     def work(self) -> str:
         """Do all of it and return the details of the end state.
@@ -83,7 +88,7 @@ class Job:
         started = time.monotonic()
         saved = self._checkpoints.newest()
         if saved is None:
-            for name in (METRICS_FILE, STEPS_FILE, "examples.json", "verdict.json"):
+            for name in (METRICS_FILE, STEPS_FILE, "examples.json", VERDICT_FILE):
                 (self._run.folder / name).unlink(missing_ok=True)
         _remove_leftovers(self._run.folder)
         self._loaded = self._load()
@@ -94,22 +99,35 @@ class Job:
         data, validation = self._read_data()
         self._loaded.model.to(device)
         self._evaluations = RunEvaluations.read(self._run, self._config)
-        if saved is None:
-            self._evaluate(0)
-        with self._stop.deferred():
-            train(
-                self._loaded,
-                data,
-                config=self._config,
-                device=device,
-                hooks=self._hooks(),
-                validation_data=validation,
-                checkpoints=self._checkpoints,
-                resume_from=saved,
-            )
-        logger.info("Done ✨")
-        logger.debug("Finetuning took %.1f seconds", time.monotonic() - started)
-        return self._finish(untuned) + (f"; {warning}" if warning else "")
+        n_steps_done = 0 if saved is None else saved["at"]["n_steps_done"]
+        with open_loggers(
+            self._logger_callbacks(), self._logged_run(n_steps_done)
+        ) as self._loggers:
+            if saved is None:
+                self._loggers.log_epoch(self._evaluate(0), step=0)
+            with self._stop.deferred():
+                train(
+                    self._loaded,
+                    data,
+                    config=self._config,
+                    device=device,
+                    hooks=self._hooks(),
+                    validation_data=validation,
+                    checkpoints=self._checkpoints,
+                    resume_from=saved,
+                )
+            logger.info("Done ✨")
+            logger.debug("Finetuning took %.1f seconds", time.monotonic() - started)
+            return self._finish(untuned) + (f"; {warning}" if warning else "")
+
+    def _logger_callbacks(self) -> list[LoggerCallback]:
+        return [c for c in self._config.built_callbacks() if isinstance(c, LoggerCallback)]
+
+    def _logged_run(self, n_steps_done: int) -> LoggedRun:
+        settings = self._run.spec()["config"]
+        return LoggedRun(
+            self._run.folder, self._run.name, self._run.experiment_name, settings, n_steps_done
+        )
 
     def _load(self) -> LoadedModel:
         """Load the backbone, or the artifact of an earlier run."""
@@ -179,7 +197,9 @@ class Job:
         )
 
     def _evaluate(self, epoch: int, step: int | None = None) -> dict[str, float]:
-        if epoch == 0 and self._evaluations.sets:
+        if not self._evaluations.sets:
+            return {}
+        if epoch == 0:
             logger.info("Evaluating the model before fine-tuning ...")
         self._set_details(f"Evaluating after epoch {epoch}" if epoch else "Evaluating before")
         return self._evaluations.evaluate(self._loaded, epoch, step=step)
@@ -191,6 +211,11 @@ class Job:
             )
         values = {"loss": progress.loss, "active": progress.active}
         self._line.update(progress.step, values)
+        self._n_steps_done = progress.n_steps_done
+        numbers = {"loss": progress.batch_loss, "active": progress.active}
+        self._loggers.log_batch(
+            {**numbers, "learning_rate": progress.learning_rate}, step=progress.n_steps_done
+        )
         with (self._run.folder / STEPS_FILE).open("ab") as file:
             file.write(orjson.dumps(vars(progress), option=orjson.OPT_APPEND_NEWLINE))
         if self._evaluations.is_due(progress.step) and progress.step < progress.n_steps:
@@ -218,6 +243,7 @@ class Job:
             self._line.write(self._console)
             self._line = None
         self._values = {**values, **self._evaluate(end.epoch)}
+        self._loggers.log_epoch(self._values, step=self._n_steps_done)
         for best in self._best_weights:
             best.see(self._values, end.epoch, self._loaded.model)
         self._keep_epoch(end.epoch)

@@ -8,6 +8,17 @@ from finetuner.callback import CALLBACKS
 from finetuner.config import RunConfig
 from finetuner.schema import describe
 
+_TEXT = {"type": "string"}
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties}
+
+
+def _rows(required: list[str], **properties: Any) -> dict[str, Any]:
+    return {"type": "array", "items": {**_object(**properties), "required": required}}
+
+
 _ROWS = {
     "oneOf": [
         {"type": "string", "description": "the name of stored data"},
@@ -16,14 +27,19 @@ _ROWS = {
             "items": {"type": "array", "minItems": 2, "maxItems": 2},
             "description": "[text, label] rows",
         },
-        {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["text", "label"],
-                "properties": {"text": {"type": "string"}, "label": {}, "id": {"type": "string"}},
-            },
-        },
+        _rows(["text", "label"], text=_TEXT, label={}, id=_TEXT),
+        _rows(
+            ["anchor", "positive"],
+            anchor=_TEXT,
+            positive=_TEXT,
+            negative={"type": ["string", "null"]},
+        ),
+        _rows(
+            ["sentence1", "sentence2", "score"],
+            sentence1=_TEXT,
+            sentence2=_TEXT,
+            score={"type": "number"},
+        ),
     ]
 }
 
@@ -65,11 +81,6 @@ def _answer(description: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-def _object(**properties: Any) -> dict[str, Any]:
-    return {"type": "object", "properties": properties}
-
-
-_TEXT = {"type": "string"}
 FIT_BODY = _fit_body()
 RUN = _answer(
     "The run",

@@ -4,7 +4,7 @@ Three kinds of rows: ``anchor, positive`` say that two texts mean the same; a ``
 text that does not, though it may look so; ``sentence1, sentence2, score`` give a similarity. The rules for
 training:
 
-- texts compare without case and extra space, as labelled texts do; each is kept once;
+- texts compare as labelled texts do (:func:`finetuner.data.fold`); each is kept once;
 - texts that positives link, directly or over others, are alike: none is taken for another's negative;
 - a row that says what another has said, in either order, counts once;
 - left out are a text paired with itself, a negative that is alike, and a pair with two scores.
@@ -12,9 +12,9 @@ training:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ SCORE_TAG = "finetuner_score"
 _PAIR_FIELDS = ({"anchor", "positive"}, {"anchor", "positive", "negative"})
 _SCORED_FIELDS = {"sentence1", "sentence2", "score"}
 PAIR_HEADERS = (*_PAIR_FIELDS, _SCORED_FIELDS)
+_MAX_SCORE = float(np.finfo(np.float32).max)
 Positions = NDArray[np.int64]
 
 
@@ -93,9 +94,14 @@ def read_rows(rows: Sequence[Any]) -> Texts:
     :raises DataError: When a row has another form than the first; the message names it.
     """
     first = rows[0] if rows else None
-    if not isinstance(first, Mapping) or not ({"anchor", "sentence1"} & set(first)):
+    if not isinstance(first, Mapping) or "text" in first:
         return from_rows(rows)
-    is_scored = "sentence1" in first
+    is_scored = not _SCORED_FIELDS.isdisjoint(first)
+    if not is_scored and {"anchor", "positive"}.isdisjoint(first):
+        raise DataError(
+            f"row 1 has the fields {', '.join(map(str, first)) or 'none'}; rows have text and label, "
+            "or anchor, positive and perhaps negative, or sentence1, sentence2 and score"
+        )
     found = [
         _read_scored(row, number) if is_scored else _read_pair(row, number)
         for number, row in enumerate(rows, start=1)
@@ -106,8 +112,8 @@ def read_rows(rows: Sequence[Any]) -> Texts:
 def _read_pair(row: Any, number: int) -> tuple[str, str, str | None, None]:
     if not isinstance(row, Mapping) or set(row) not in _PAIR_FIELDS:
         raise DataError(
-            f"row {number} must have the fields anchor, positive and perhaps negative, as the first "
-            f"row; got `{row!r}`"[:200]
+            f"row {number} must have the fields anchor, positive and perhaps negative; "
+            f"got `{row!r}`"[:200]
         )
     negative = row.get("negative")
     return (
@@ -122,8 +128,7 @@ def _read_pair(row: Any, number: int) -> tuple[str, str, str | None, None]:
 def _read_scored(row: Any, number: int) -> tuple[str, str, None, float]:
     if not isinstance(row, Mapping) or set(row) != _SCORED_FIELDS:
         raise DataError(
-            f"row {number} must have the fields sentence1, sentence2 and score, as the first row; got "
-            f"`{row!r}`"[:200]
+            f"row {number} must have the fields sentence1, sentence2 and score; got `{row!r}`"[:200]
         )
     return (
         _filled(row["sentence1"], number),
@@ -145,8 +150,8 @@ def _score(value: object, where: str) -> float:
         score = float(value)  # type: ignore[arg-type]  # what it is, is found out by trying
     except (TypeError, ValueError) as exc:
         raise DataError(f"{where}: the score must be a number, got `{value!r}`"[:200]) from exc
-    if isinstance(value, bool) or not math.isfinite(score):
-        raise DataError(f"{where}: the score must be a finite number, got `{value!r}`")
+    if isinstance(value, bool) or not abs(score) <= _MAX_SCORE:  # of NaN too nothing is true
+        raise DataError(f"{where}: the score must be a finite number, got `{value!r}`"[:200])
     return score
 
 
@@ -193,33 +198,61 @@ def as_labelled(data: Texts) -> LabelledTexts:
     """Label texts so that all that pairs link, directly or not, share one label.
 
     :param data: Labelled texts are given back as they are.
-    :returns: Each different text once, in the order of appearance; labels are numbers from 0.
+    :returns: Each different text once, in the order of appearance; labels and ids are numbers from 0.
     :raises DataError: When the pairs are scored, or have negatives: labels cannot say that.
     """
-    if isinstance(data, LabelledTexts):
-        return data
-    if data.has_scores or data.has_negatives:
-        kind = "scores" if data.has_scores else "negatives"
-        raise DataError(f"texts with labels are needed here; these are pairs with {kind}")
-    places, texts = _places([data.anchors, data.positives])
+    return labelled_together([data])[0]
+
+
+def labelled_together(parts: Sequence[Texts]) -> list[LabelledTexts]:
+    """Label several data by what all their pairs link, so that a label means the same in each.
+
+    :param parts: Such as queries and what they search; labelled texts are given back as they are.
+    :returns: For each what :func:`as_labelled` says; a text has the same id wherever it occurs.
+    :raises DataError: As there, and when some parts have labels and others are pairs.
+    """
+    pairs = [part for part in parts if isinstance(part, TextPairs)]
+    labelled = [part for part in parts if isinstance(part, LabelledTexts)]
+    if not pairs:
+        return labelled
+    if labelled:
+        raise DataError("queries and index must both have labels, or both be pairs")
+    for part in pairs:
+        if part.has_scores or part.has_negatives:
+            kind = "scores" if part.has_scores else "negatives"
+            raise DataError(f"texts with labels are needed here; these are pairs with {kind}")
+    columns = ([part.anchors for part in pairs], [part.positives for part in pairs])
+    places, texts = _places([list(chain.from_iterable(column)) for column in columns])
     labels = _linked(len(texts), places[0], places[1])
-    return LabelledTexts(texts, [str(label) for label in labels], [None] * len(texts))
+    borders = np.cumsum([len(part) for part in pairs])[:-1]
+    found = []
+    for rows in np.split(np.column_stack(places), borders):
+        _, first = np.unique(rows, return_index=True)
+        chosen = rows.ravel()[np.sort(first)].tolist()
+        found.append(
+            LabelledTexts(
+                [texts[i] for i in chosen], [str(labels[i]) for i in chosen], [*map(str, chosen)]
+            )
+        )
+    return found
 
 
 def _places(columns: Sequence[Sequence[str | None]]) -> tuple[list[Positions], list[str]]:
     """Number the different texts of some columns by first appearance, row by row; None is -1."""
     numbers: dict[str, int] = {}
     texts: list[str] = []
-    places = [np.full(len(column), -1, dtype=np.int64) for column in columns]
-    for row, cells in enumerate(zip(*columns, strict=True)):
-        for column, text in enumerate(cells):
-            if text is None:
-                continue
-            place = numbers.setdefault(fold(text), len(texts))
-            if place == len(texts):
-                texts.append(text)
-            places[column][row] = place
-    return places, texts
+
+    def place(text: str | None) -> int:
+        if text is None:
+            return -1
+        number = numbers.setdefault(fold(text), len(texts))
+        if number == len(texts):
+            texts.append(text)
+        return number
+
+    cells = chain.from_iterable(zip(*columns, strict=True))
+    places = np.fromiter(map(place, cells), dtype=np.int64)
+    return list(places.reshape(-1, len(columns)).T), texts
 
 
 def _linked(n_texts: int, left: Positions, right: Positions) -> Positions:
@@ -235,6 +268,20 @@ def _linked(n_texts: int, left: Positions, right: Positions) -> Positions:
     numbers[np.argsort(first)] = np.arange(len(first))
     groups: Positions = numbers[inverse]
     return groups
+
+
+def _different(*columns: Positions) -> tuple[Positions, Positions]:
+    """Return where each different row stands first, and for each row which of them it is.
+
+    One number a row sorts eight times faster than ``np.unique(axis=0)``, which compares rows as bytes.
+    """
+    rows = np.zeros(len(columns[0]), dtype=np.int64)
+    for column in columns:
+        _, numbers = np.unique(rows, return_inverse=True)
+        # Below n_rows * (n_texts + 1), so 64 bits hold it; a missing text is -1.
+        rows = numbers * (column.max(initial=-1) + 2) + column + 1
+    _, first, numbers = np.unique(rows, return_index=True, return_inverse=True)
+    return first, numbers
 
 
 @dataclass(frozen=True)
@@ -264,8 +311,8 @@ def prepare_pairs(data: TextPairs) -> PairData:
     """Clean pairs, or say why nothing can be learnt from them.
 
     :param data: Pairs, with scores or without.
-    :raises DataError: When fewer than two pairs are left, all texts are alike, or all scores equal; the
-        message gives the numbers found.
+    :raises DataError: When fewer than two pairs are left, all are of one group of linked texts and have
+        no negatives, or all scores are equal; the message gives the numbers found.
     """
     (anchors, positives, negatives), texts = _places([data.anchors, data.positives, data.negatives])
     prepared = (
@@ -281,7 +328,8 @@ def prepare_pairs(data: TextPairs) -> PairData:
         raise DataError(f"training needs at least two pairs; {found}")
     if prepared.scores is not None and np.ptp(prepared.scores) == 0:
         raise DataError(f"all scores are {prepared.scores[0]:g}: nothing can be learnt; {found}")
-    if prepared.scores is None and prepared.classes[prepared.pairs].max() == 0:
+    groups = prepared.classes[prepared.pairs[:, 0]]
+    if prepared.scores is None and np.ptp(groups) == 0 and prepared.negatives.max() < 0:
         raise DataError(f"all texts mean the same: there are no negatives; {found}")
     return prepared
 
@@ -291,29 +339,27 @@ def _unscored(texts: list[str], pairs: Positions, negatives: Positions) -> PairD
     is_self = pairs[:, 0] == pairs[:, 1]
     is_alike = (negatives >= 0) & (classes[negatives] == classes[pairs[:, 0]])
     negatives = np.where(is_alike, -1, negatives)
-    keys = np.column_stack([np.sort(pairs, axis=1), negatives])[~is_self]
-    _, first = np.unique(keys, axis=0, return_index=True)
-    kept = np.flatnonzero(~is_self)[np.sort(first)]
+    usable = np.flatnonzero(~is_self)
+    first, _ = _different(*np.sort(pairs[usable], axis=1).T, negatives[usable])
+    kept = usable[np.sort(first)]
     return PairData(
         texts,
         classes,
         pairs[kept],
         negatives[kept],
         None,
-        n_repeated=len(keys) - len(kept),
+        n_repeated=len(usable) - len(kept),
         n_ambiguous=int(is_self.sum() + (is_alike & ~is_self).sum()),
     )
 
 
 def _scored(data: TextPairs, texts: list[str], pairs: Positions) -> PairData:
     scores = np.array(data.scores, dtype=np.float32)
-    _, first, inverse = np.unique(
-        np.sort(pairs, axis=1), axis=0, return_index=True, return_inverse=True
-    )
+    first, numbers = _different(*np.sort(pairs, axis=1).T)
     is_disputed = np.zeros(len(first), dtype=bool)
-    np.logical_or.at(is_disputed, inverse, scores != scores[first][inverse])
+    is_disputed[numbers[scores != scores[first][numbers]]] = True
     kept = np.sort(first[~is_disputed])
-    n_disputed_rows = int(is_disputed[inverse].sum())
+    n_disputed_rows = int(is_disputed[numbers].sum())
     return PairData(
         texts,
         np.arange(len(texts)),

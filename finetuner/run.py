@@ -96,6 +96,14 @@ class Run:
         found = self._get("/metrics")
         return {"before": found["before"], "after": found["after"]}
 
+    def verdicts(self) -> dict[str, Any]:
+        """Return whether fine-tuning made the model better, by evaluation (``model`` without a caption).
+
+        :returns: ``outcome`` (improved, unchanged or REGRESSED) and, for each metric judged, its mean
+            before and after and the standard error of the difference. Raises as :meth:`metrics`.
+        """
+        return dict(self._get("/metrics")["verdicts"])
+
     def example_results(self) -> dict[str, Any]:
         """Return the matches of some queries, ``{'before': …, 'after': …}``, by evaluation.
 

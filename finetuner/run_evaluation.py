@@ -19,6 +19,7 @@ from finetuner.files import write_json
 from finetuner.models import LoadedModel
 from finetuner.runs import (
     METRICS_FILE,
+    VERDICT_FILE,
     Run,
     append_metrics,
     count_lines,
@@ -86,8 +87,6 @@ class RunEvaluations:
         :param step: Batches of the epoch done, within one.
         :returns: The metrics by name, a caption before it where there is one; empty without callbacks.
         """
-        if not self.sets:
-            return {}
         encoder = torch_encoder(loaded)
         metrics: dict[str, float] = {}
         for callback, data in self.sets:
@@ -122,7 +121,7 @@ class RunEvaluations:
             )
         if verdicts:
             write_json(
-                self.run.folder / "verdict.json",
+                self.run.folder / VERDICT_FILE,
                 {caption: asdict(verdict) for caption, verdict in verdicts.items()},
             )
         return verdicts

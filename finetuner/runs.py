@@ -47,6 +47,8 @@ TRAIN_FILE = "train.jsonl"
 VALIDATION_FILE = "validation.jsonl"
 METRICS_FILE = "metrics.jsonl"
 STEPS_FILE = "steps.jsonl"
+VERDICT_FILE = "verdict.json"
+CHECKPOINTS = "checkpoints"
 
 
 class Status(StrEnum):
@@ -219,6 +221,10 @@ class Run:
     def _lock_path(self) -> Path:
         return self.folder / "lock"
 
+    def has_checkpoint(self) -> bool:
+        """Whether an interrupted training can go on from where it was."""
+        return any((self.folder / CHECKPOINTS).glob("step-*.pt"))
+
     def is_alive(self) -> bool:
         """Whether a worker holds the run's lock."""
         return lock.is_held(self._lock_path)
@@ -281,11 +287,13 @@ def keep_lines(path: Path, n_lines: int) -> None:
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """Return ``{"before", "after", "epochs"}``; empty ones without evaluation."""
+    """Return ``{"before", "after", "epochs", "verdicts"}``; empty ones without evaluation."""
+    verdicts = folder / VERDICT_FILE
     path = folder / METRICS_FILE
     lines = [orjson.loads(line) for line in path.open("rb")] if path.exists() else []
     return {
         "before": next((line["metrics"] for line in lines if line["epoch"] == 0), {}),
         "after": lines[-1]["metrics"] if lines and lines[-1]["epoch"] > 0 else {},
         "epochs": lines,
+        "verdicts": dict(read_json(verdicts)) if verdicts.exists() else {},
     }

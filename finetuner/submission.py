@@ -9,18 +9,24 @@ from typing import Any
 from finetuner.adaptation import LoRAOptions, check_lora_available
 from finetuner.artifact import read_manifest
 from finetuner.backbones import check_available, locate_on_disk
-from finetuner.callback import BestModelCheckpoint, EarlyStopping, EvaluationCallback
+from finetuner.callback import (
+    BestModelCheckpoint,
+    EarlyStopping,
+    EvaluationCallback,
+    LoggerCallback,
+)
 from finetuner.config import CallbackConfig, RunConfig
 from finetuner.data import LabelledTexts
 from finetuner.datastore import DataStore
 from finetuner.device import resolve_device, resolve_precision
 from finetuner.errors import ConfigError
 from finetuner.evaluation import EvaluationSet
+from finetuner.loggers import check_loggers
 from finetuner.losses import CENTRE_LOSSES
 from finetuner.metrics import METRIC_NAMES
 from finetuner.models import ModelOptions, check_options, read_dim
 from finetuner.monitoring import watched
-from finetuner.pairs import Texts, as_labelled, read_rows
+from finetuner.pairs import Texts, labelled_together, read_rows
 from finetuner.run_store import RunStore
 from finetuner.runs import TRAIN_FILE, VALIDATION_FILE, Run, evaluation_file
 from finetuner.schema import read
@@ -45,6 +51,7 @@ def submit(request: dict[str, Any], workspace: Path, *, allow_cpu_fallback: bool
     _check_validation(config)
     _check_dimensions(config, _vector_length(config, workspace))
     check_training(config)
+    check_loggers([c for c in config.built_callbacks() if isinstance(c, LoggerCallback)])
     device, warning = resolve_device(config.device)
     resolve_precision(config.precision, device)
     if warning and not allow_cpu_fallback:
@@ -152,14 +159,12 @@ def _texts(source: Any, store: DataStore, where: str) -> Texts:
 def _evaluation_data(
     number: int, callback: EvaluationCallback, store: DataStore
 ) -> dict[str, LabelledTexts]:
-    queries = as_labelled(_texts(callback.query_data, store, "EvaluationCallback.query_data"))
-    files = {evaluation_file(number, "query"): queries}
-    index = None
-    if callback.index_data is not None:
-        index = as_labelled(_texts(callback.index_data, store, "EvaluationCallback.index_data"))
-        files[evaluation_file(number, "index")] = index
-    EvaluationSet.create(queries, index, callback=callback)
-    return files
+    sources = {"query": callback.query_data, "index": callback.index_data}
+    roles = [role for role, source in sources.items() if role == "query" or source is not None]
+    texts = [_texts(sources[role], store, f"EvaluationCallback.{role}_data") for role in roles]
+    labelled = labelled_together(texts)
+    EvaluationSet.create(labelled[0], labelled[1] if labelled[1:] else None, callback=callback)
+    return {evaluation_file(number, role): data for role, data in zip(roles, labelled, strict=True)}
 
 
 def _described(source: Any) -> Any:

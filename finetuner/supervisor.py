@@ -143,12 +143,30 @@ class Supervisor:
             run.set_state(Status.CREATED, "Interrupted; it starts again", n_interruptions=n)
         elif returncode is None:
             run.set_state(Status.FAILED, f"The run was interrupted {n} times; it is given up")
+        elif returncode < 0 and n < _MAX_INTERRUPTIONS and run.has_checkpoint():
+            name = signal.Signals(-returncode).name
+            details = f"Interrupted by {name}; it goes on from its last checkpoint"
+            run.set_state(Status.CREATED, details, n_interruptions=n)
         elif returncode < 0:
             name = signal.Signals(-returncode).name
             reason = " (out of memory, or killed by hand)" if name == "SIGKILL" else ""
             run.set_state(Status.FAILED, f"The worker was ended by {name}{reason}")
-        elif run.state().status is Status.STARTED or returncode != EXIT_STOPPED:
+        elif run.state().status is Status.STARTED or not _was_stopped(run, returncode):
             run.set_state(Status.FAILED, f"The worker ended with exit code {returncode}")
+
+
+def _was_stopped(run: Run, returncode: int) -> bool:
+    """Whether a worker ended because it was asked to; torchrun keeps its workers' codes to itself."""
+    return returncode == EXIT_STOPPED or run.state().details == STOPPED
+
+
+def _command(run: Run) -> list[str]:
+    # -P: a file `torch.py` in the current folder must not take the place of torch.
+    python = [sys.executable, "-P", "-m"]
+    n_processes = run.config().n_processes
+    if n_processes > 1:
+        python += ["torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}", "-m"]
+    return [*python, "finetuner.worker", str(run.folder)]
 
 
 def _spawn(run: Run) -> subprocess.Popen[bytes]:
@@ -156,8 +174,7 @@ def _spawn(run: Run) -> subprocess.Popen[bytes]:
     path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH", "")]))
     with (run.folder / "worker.txt").open("ab") as output:
         return subprocess.Popen(
-            # -P: a file `torch.py` in the current folder must not take the place of torch.
-            [sys.executable, "-P", "-m", "finetuner.worker", str(run.folder)],
+            _command(run),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -31,6 +31,9 @@ from finetuner.pairs import PairData
 from finetuner.training_set import Batch, TrainingSet, create_set
 
 logger = logging.getLogger(__name__)
+# An epoch's end is a good place for a checkpoint, since evaluation need not be done again, but writing one
+# takes a second for a small model, and small data make an epoch of a few.
+_EPOCH_END_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Progress:
     :param batch_loss: Of the batch just done.
     :param active: Share of that batch's texts that the loss moved, 0 to 1.
     :param learning_rate: Of the next step.
+    :param n_steps_done: Batches of the whole run done.
     """
 
     epoch: int
@@ -53,6 +57,7 @@ class Progress:
     batch_loss: float = 0.0
     active: float = 1.0
     learning_rate: float = 0.0
+    n_steps_done: int = 0
 
 
 @dataclass(frozen=True)
@@ -162,6 +167,8 @@ def train(
     """
     torch.manual_seed(config.seed)
     training_set = create_set(data, loaded.tokenizer, config=config)
+    for note in training_set.notes():
+        logger.info(note)
     validation_set = (
         None
         if validation_data is None
@@ -266,8 +273,10 @@ class Trainer:
             if not self._run_epoch(checkpoints):
                 return False
             self._end_epoch(validation_set)
-            self._save(checkpoints)
-            if self._agreed(self._hooks.is_stopping):
+            is_stopping = self._agreed(self._hooks.is_stopping)
+            if is_stopping or self._is_due(_EPOCH_END_SHARE):
+                self._save(checkpoints)
+            if is_stopping:
                 return False
         self._model.eval()
         return True
@@ -289,8 +298,7 @@ class Trainer:
             if self._at.step % self._config.accumulation_steps or self._at.step == len(batches):
                 continue  # within a step of the optimizer, or at the epoch's end, which saves too
             is_stopping = self._agreed(self._hooks.is_stopping)
-            is_due = time.monotonic() - self._saved_at > self._config.checkpoint_interval_s
-            if is_due or is_stopping:
+            if is_stopping or self._is_due():
                 self._save(checkpoints)
             if is_stopping:
                 return False
@@ -319,6 +327,11 @@ class Trainer:
                 self._scheduler.step()
         return result
 
+    def _is_due(self, share: float = 1.0) -> bool:
+        """Whether that share of the time between two checkpoints has passed."""
+        passed_s = time.monotonic() - self._saved_at
+        return passed_s >= share * self._config.checkpoint_interval_s
+
     def _agreed(self, ask: Callable[[], bool]) -> bool:
         """Return the first process's answer, in all processes."""
         answer = [ask() if self._accelerator.is_main_process else False]
@@ -344,6 +357,7 @@ class Trainer:
                 result.loss,
                 result.active,
                 float(rate),
+                at.n_steps_done,
             )
         )
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from finetuner.batching import BatchPlan
-from finetuner.config import RunConfig
+from finetuner.config import RunConfig, Sampler
 from finetuner.data import LabelledTexts, TrainingData, prepare_training
 from finetuner.errors import ConfigError, DataError
 from finetuner.losses import CENTRE_LOSSES
@@ -20,7 +20,6 @@ from finetuner.pairs import PairData, TextPairs, Texts, as_labelled, prepare_pai
 from finetuner.tokens import TextTokenizer, TokenTable
 
 Positions = NDArray[np.int64]
-_MIN_PAIRS = 2
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,10 @@ class TrainingSet(Protocol):
         """*Shape:* ``(n_texts,)`` int64, numbered from 0; texts of one class are alike."""
         ...
 
+    def notes(self) -> list[str]:
+        """Return what a user should know of the batches, for the log."""
+        ...
+
     def epoch(self, number: int, rivals: Positions | None = None) -> list[Batch]:
         """Return the batches of one epoch.
 
@@ -64,11 +67,13 @@ class LabelSet:
     :param tokens: The texts, each once, tokenised.
     :param classes: *Shape:* ``(n_texts,)`` int64.
     :param plan: How they are put into batches.
+    :param num_items_per_class: What was asked for.
     """
 
     tokens: TokenTable
     classes: Positions
     plan: BatchPlan
+    num_items_per_class: int
 
     @classmethod
     def create(cls, data: TrainingData, tokenizer: TextTokenizer, *, config: RunConfig) -> LabelSet:
@@ -79,11 +84,30 @@ class LabelSet:
             tokens.lengths,
             batch_size=config.batch_size,
             num_items_per_class=config.num_items_per_class,
-            sampler=config.sampler,
+            sampler=_sampler(config),
             seed=config.seed,
             rival_share=config.hard_negatives.share if config.hard_negatives else 0.0,
         )
-        return cls(tokens, data.classes, plan)
+        return cls(tokens, data.classes, plan, config.num_items_per_class)
+
+    def notes(self) -> list[str]:
+        """Return where ``num_items_per_class`` could not be kept, and why."""
+        items, sizes = self.plan.items_per_class, np.bincount(self.classes)
+        if items == 1:
+            return ["Batches are filled without regard to labels"]
+        notes = []
+        if items < self.num_items_per_class:
+            notes.append(
+                f"num_items_per_class is {items}, not {self.num_items_per_class}: a batch of "
+                f"{self.plan.batch_size} must have room for two labels"
+            )
+        n_smaller = int(np.count_nonzero((sizes > 0) & (sizes < items)))
+        if n_smaller:
+            notes.append(
+                f"{n_smaller} of {np.count_nonzero(sizes)} labels have fewer than {items} texts "
+                "(num_items_per_class); their groups are as small as they are"
+            )
+        return notes
 
     def epoch(self, number: int, rivals: Positions | None = None) -> list[Batch]:
         """Return the batches of one epoch; as :meth:`TrainingSet.epoch`."""
@@ -91,6 +115,13 @@ class LabelSet:
             Batch(positions, Targets(torch.from_numpy(self.classes[positions])))
             for positions in self.plan.epoch(number, rivals)
         ]
+
+
+def _sampler(config: RunConfig) -> Sampler:
+    """Return how batches are filled; a loss with class centres needs no two texts of one label."""
+    if config.sampler is Sampler.AUTO and config.loss in CENTRE_LOSSES:
+        return Sampler.RANDOM
+    return config.sampler
 
 
 @dataclass(frozen=True)
@@ -125,6 +156,10 @@ class PairSet:
     def classes(self) -> Positions:
         """*Shape:* ``(n_texts,)`` int64; texts that pairs link have one class."""
         return self.data.classes
+
+    def notes(self) -> list[str]:
+        """Return nothing: pairs are always kept whole."""
+        return []
 
     def epoch(self, number: int, rivals: Positions | None = None) -> list[Batch]:
         """Return the batches of one epoch; as :meth:`TrainingSet.epoch`."""
@@ -210,17 +245,12 @@ def split(
 
     :raises DataError: When one of the two would have nothing to compare.
     """
-    kept: TrainingData | PairData
-    held: TrainingData | PairData
-    by_label = config.loss not in CENTRE_LOSSES
     if isinstance(data, PairData):
-        kept, held = split_pairs(data, config.val_split, seed=config.seed)
-        is_enough = min(len(kept.pairs), len(held.pairs)) >= _MIN_PAIRS
-    else:
-        kept, held = split_data(data, config.val_split, by_label=by_label, seed=config.seed)
-        # A centre is there for every label; only texts that lie between themselves need company.
-        is_enough = all(map(_is_comparable, (kept, held))) if by_label else len(held.texts) > 0
-    if not is_enough:
+        return split_pairs(data, config.val_split, seed=config.seed)
+    by_label = config.loss not in CENTRE_LOSSES
+    kept, held = split_data(data, config.val_split, by_label=by_label, seed=config.seed)
+    # A text is compared with its label's centre, which is there, or with others of both kinds.
+    if not (all(map(_is_comparable, (kept, held))) if by_label else held.texts):
         raise DataError(
             f"val_split={config.val_split} leaves {_extent(kept)} to train on and {_extent(held)} to "
             f"validate with, too few for {config.loss}: give more data, another val_split, or eval_data"
@@ -234,9 +264,7 @@ def _is_comparable(data: TrainingData) -> bool:
     return len(sizes) > 1 and bool(sizes.max() > 1)
 
 
-def _extent(data: TrainingData | PairData) -> str:
-    if isinstance(data, PairData):
-        return f"{len(data.pairs)} pairs"
+def _extent(data: TrainingData) -> str:
     return f"{len(data.texts)} texts with {len(np.unique(data.classes))} labels"
 
 
@@ -254,7 +282,7 @@ def split_data(
     """
     generator = np.random.default_rng(seed)
     if by_label:
-        n_held = max(2, round(share * data.n_classes))
+        n_held = _n_held(share, data.n_classes, "labels")
         held = np.isin(data.classes, generator.permutation(data.n_classes)[:n_held])
     else:
         place = np.empty(len(data.texts))
@@ -281,9 +309,19 @@ def split_pairs(data: PairData, share: float, *, seed: int) -> tuple[PairData, P
     generator = np.random.default_rng(seed)
     groups = data.classes[data.pairs[:, 0]] if data.scores is None else np.arange(len(data.pairs))
     different = np.unique(groups)
-    n_held = max(2, round(share * len(different)))
+    n_held = _n_held(share, len(different), "groups of pairs")
     held = np.isin(groups, generator.permutation(different)[:n_held])
     return _of_pairs(data, ~held), _of_pairs(data, held)
+
+
+def _n_held(share: float, n_groups: int, kind: str) -> int:
+    """Return how many to hold out, such that both sides have something to tell apart."""
+    if n_groups < 4:
+        raise DataError(
+            f"val_split needs at least four {kind}, two on each side; found {n_groups}. Give eval_data, or "
+            "leave val_split out"
+        )
+    return min(max(2, round(share * n_groups)), n_groups - 2)
 
 
 def _of_pairs(data: PairData, chosen: NDArray[np.bool_]) -> PairData:

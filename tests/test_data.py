@@ -6,6 +6,7 @@ from docarray import Document, DocumentArray
 
 from finetuner.csv_file import CSVOptions, read_csv
 from finetuner.data import (
+    fold,
     from_documents,
     from_rows,
     normalise_label,
@@ -46,6 +47,24 @@ def test_one_form_of_a_label(value, label):
 def test_what_is_no_label(value):
     with pytest.raises(DataError, match="a label must be"):
         normalise_label(value)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_equal"),
+    [
+        ("A  b\tC\n", "a b c", True),
+        ("caf\u00e9", "cafe\u0301", True),
+        ("\uff21\uff22\uff23\uff1f", "abc?", True),  # full-width letters and question mark
+        ("\ufb01ne", "fine", True),  # a ligature
+        ("a\u00a0b", "a b", True),
+        ("caf\u00e9", "cafe", False),
+        ("learn C++", "learn C", False),
+        ("You can come.", "You can come?", False),
+        ("Ma\u00dfe", "Masse", False),
+    ],
+)
+def test_when_texts_are_one(one, other, is_equal):
+    assert (fold(one) == fold(other)) is is_equal
 
 
 def pairs(data):
@@ -106,6 +125,21 @@ def test_csv_forms(tmp_path, content, options, expected):
         assert sorted(pairs(found)) == sorted(expected)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("text,label\na,1\nb,2\n", encoding="utf-8-sig")
+    assert pairs(read_csv(path)) == [("a", "1"), ("b", "2")]
+
+
+@pytest.mark.parametrize("options", [{"size": 3}, {"sampling_rate": 0.25}])
+def test_a_sample_is_drawn_below_the_header(options):
+    rows = "".join(f"t{i},{i}\n" for i in range(20))
+    with_header = read_csv(io.StringIO("text,label\n" + rows), CSVOptions(**options))
+    without = read_csv(io.StringIO(rows), CSVOptions(is_labeled=True, **options))
+    assert with_header == without
+    assert 0 < len(with_header) < 20
+
+
 def test_csv_sample_is_the_same_each_time():
     content = "".join(f"t{i},{i}\n" for i in range(1000))
     options = CSVOptions(is_labeled=True, sampling_rate=0.25)
@@ -118,7 +152,9 @@ def test_csv_sample_is_the_same_each_time():
     ("content", "message"),
     [
         (b"", "does not exist or is empty"),
-        (b"a,b,c\n", "CSV row 1 has 3 columns, 2 are needed; put quotes"),
+        (b"a,b\nc,d,e\n", "CSV row 2 has 3 columns, 2 are needed; put quotes"),
+        (b"text,label\na,b\nc\n", "CSV row 2 has 1 columns, 2 are needed; put quotes"),
+        (b"text,label\n", "no row of the CSV is left; it is a header alone"),
         ("é,1\n".encode("latin-1"), "is not utf-8 text .*name its encoding"),
     ],
 )

@@ -2,21 +2,11 @@ import numpy as np
 import pytest
 from docarray import Document, DocumentArray
 
-from finetuner import evaluation as module
 from finetuner.callback import Distance, EvaluationCallback
 from finetuner.data import LabelledTexts
 from finetuner.errors import DataError
-from finetuner.evaluation import EvaluationSet, evaluate, search
+from finetuner.evaluation import EvaluationSet, evaluate
 
-# Vectors of length one whose products and distances are exact in 32 bit, so that equal is equal.
-_EXACT = np.concatenate(
-    [np.eye(4), -np.eye(4), np.array(np.meshgrid(*[[-0.5, 0.5]] * 4)).reshape(4, -1).T]
-).astype(np.float32)
-_DISTANCES = {
-    Distance.COSINE: lambda q, x: 1 - q @ x / np.linalg.norm(q) / np.linalg.norm(x),
-    Distance.EUCLIDEAN: lambda q, x: np.sqrt(((q - x) ** 2).sum()),
-    Distance.SQEUCLIDEAN: lambda q, x: ((q - x) ** 2).sum(),
-}
 # docarray's dcg functions call what numpy 2 has removed.
 _METRICS = [
     "average_precision",
@@ -27,81 +17,6 @@ _METRICS = [
     "recall_at_k",
     "reciprocal_rank",
 ]
-
-
-def _plain_search(queries, index, limit, distance, own=None):
-    """Sort the whole index for each query; Python's sort keeps equal ones in order."""
-    all_places, all_distances = [], []
-    for number, query in enumerate(queries.astype(np.float64)):
-        distances = [_DISTANCES[distance](query, x) for x in index.astype(np.float64)]
-        places = sorted(range(len(index)), key=lambda place: distances[place])
-        if own is not None and own[number] >= 0:
-            places.remove(own[number])
-        found = [distances[place] for place in places]
-        n_missing = len(index) - len(places)
-        all_places.append((places + [-1] * n_missing)[:limit])
-        all_distances.append((found + [np.inf] * n_missing)[:limit])
-    return np.array(all_places), np.array(all_distances)
-
-
-def _exact_vectors(n):
-    return _EXACT[np.random.default_rng(n).integers(0, len(_EXACT), n)]
-
-
-@pytest.mark.parametrize("has_own", [False, True])
-@pytest.mark.parametrize("limit", [1, 5, 59, 60, 100])
-@pytest.mark.parametrize("distance", list(Distance))
-def test_search_with_ties_is_a_full_sort(distance, limit, has_own):
-    index, queries = _exact_vectors(60), _exact_vectors(25)
-    own = np.random.default_rng(0).integers(-1, 60, 25) if has_own else None
-    places, distances = search(queries, index, limit=limit, distance=distance, own=own)
-    expected = _plain_search(queries, index, limit, distance, own)
-    np.testing.assert_array_equal(places, expected[0])
-    np.testing.assert_allclose(distances, expected[1], atol=1e-6)
-    assert (places.dtype, distances.dtype) == (np.int64, np.float64)
-
-
-@pytest.mark.parametrize("distance", list(Distance))
-def test_search_of_any_vectors_is_a_full_sort(distance):
-    generator = np.random.default_rng(0)
-    index = generator.normal(size=(200, 16)).astype(np.float32)
-    queries = generator.normal(size=(40, 16)).astype(np.float32)
-    places, distances = search(queries, index, limit=20, distance=distance)
-    expected = _plain_search(queries, index, 20, distance)
-    np.testing.assert_array_equal(places, expected[0])
-    np.testing.assert_allclose(distances, expected[1], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("block", [1, 7, 25, 26])
-def test_blocks_of_queries_do_not_show(monkeypatch, block):
-    index, queries = _exact_vectors(60), _exact_vectors(25)
-    own = np.arange(25)
-    whole = search(queries, index, limit=5, own=own)
-    monkeypatch.setattr(module, "_BLOCK_QUERIES", block)
-    places, distances = search(queries, index, limit=5, own=own)
-    np.testing.assert_array_equal(places, whole[0])
-    np.testing.assert_array_equal(distances, whole[1])
-
-
-def test_search_by_hand():
-    index = np.array([[0, 1], [3, 4], [1, 0], [0, 1]], dtype=np.float32)
-    query = np.array([[0, 2]], dtype=np.float32)
-    places, distances = search(query, index, limit=9, distance=Distance.EUCLIDEAN)
-    assert places.tolist() == [[0, 3, 2, 1]]
-    np.testing.assert_allclose(distances, [[1, 1, 5**0.5, 13**0.5]], rtol=1e-6)
-    places, distances = search(query, index, limit=9, own=np.array([0]))
-    assert places.tolist() == [[3, 1, 2, -1]]
-    np.testing.assert_allclose(distances, [[0, 0.2, 1, np.inf]], atol=1e-6)
-
-
-def test_a_vector_of_zeros_is_no_error():
-    places, distances = search(np.zeros((1, 4), np.float32), _EXACT[:3], limit=3)
-    assert (places.tolist(), distances.tolist()) == ([[0, 1, 2]], [[1.0, 1.0, 1.0]])
-
-
-def test_no_queries():
-    places, distances = search(np.empty((0, 4), np.float32), _EXACT, limit=3)
-    assert (places.shape, distances.shape) == ((0, 3), (0, 3))
 
 
 def _callback(**options):
@@ -349,5 +264,5 @@ def test_examples(n_asked, n_expected):
 def test_no_examples_unless_asked_for():
     texts = _labelled(["a", "a"])
     data = EvaluationSet.create(texts, None, callback=_callback())
-    embed = _embedder((texts, _EXACT[:2]))
+    embed = _embedder((texts, np.eye(2, dtype=np.float32)))
     assert evaluate(embed, data, callback=_callback(num_example_queries=3)).examples == []

@@ -123,7 +123,7 @@ def test_a_plain_run(fit, workspace):
         means = [sum(losses[: i + 1]) / (i + 1) for i in range(3)]
         assert [s["loss"] for s in steps if s["epoch"] == epoch] == pytest.approx(means)
     assert all(s["learning_rate"] == 1e-3 and 0 < s["active"] <= 1 for s in steps)
-    assert run.metrics() == {"before": {}, "after": {}, "epochs": []}
+    assert run.metrics() == {"before": {}, "after": {}, "epochs": [], "verdicts": {}}
     assert not (run.folder / "verdict.json").exists()
     assert not (run.folder / "checkpoints").exists()
     assert [path.name for path in run.folder.glob(".*")] == []

@@ -1,16 +1,21 @@
 import io
+import random
 from itertools import pairwise
 
 import numpy as np
+import orjson
 import pytest
 from docarray import Document, DocumentArray
 
 from finetuner.csv_file import CSVOptions, read_csv
 from finetuner.data import LabelledTexts, write_jsonl
+from finetuner.datastore import DataStore
 from finetuner.errors import DataError
+from finetuner.experiment import wire_data
 from finetuner.pairs import (
     TextPairs,
     as_labelled,
+    labelled_together,
     prepare_pairs,
     read_data,
     read_documents,
@@ -57,10 +62,15 @@ def test_rows(rows, expected, tmp_path):
         ([_PAIR, {"anchor": "a"}], "row 2 must have the fields anchor, positive and perhaps"),
         ([_PAIR, ("a", "b")], "row 2 must have the fields anchor, positive"),
         ([{**_PAIR, "label": 1}], "row 1 must have the fields anchor, positive"),
+        ([{"positive": "b", "negative": "c"}], "row 1 must have the fields anchor, positive"),
+        ([{"a": "b", "c": "d"}], "row 1 has the fields a, c; rows have text and label, or anchor"),
+        ([{}], "row 1 has the fields none; rows have text and label"),
+        ([{"text": "a", "label": 1}, _PAIR], "row 2 must have the fields text, label"),
         ([_SCORED, _PAIR], "row 2 must have the fields sentence1, sentence2 and score"),
         ([{**_SCORED, "score": "x"}], "row 1: the score must be a number, got `'x'`"),
         ([{**_SCORED, "score": None}], "row 1: the score must be a number, got `None`"),
         ([{**_SCORED, "score": float("nan")}], "row 1: the score must be a finite number"),
+        ([{**_SCORED, "score": 1e39}], "row 1: the score must be a finite number, got `1e\\+39`"),
         ([{**_SCORED, "score": True}], "row 1: the score must be a finite number, got `True`"),
         ([{**_PAIR, "positive": 5}], "row 1: the text must be a string"),
         ([{**_PAIR, "positive": "  "}], "row 1 holds an empty text"),
@@ -90,8 +100,14 @@ def test_csv(content, options, expected):
     ("content", "message"),
     [
         ("anchor,positive\na,b,c\n", "CSV row 1 has 3 columns, 2 are needed"),
-        ("a,b,x\n", "CSV row 1 has 3 columns, 2 are needed"),
-        ("a,b,1\nc,d\n", "CSV row 2 has 2 columns, 3 are needed|CSV row 1 has 3 columns"),
+        ("a,b,1\nc,d,x\n", "CSV row 2: the third column must be a number, got `x`"),
+        ("a,b,1\nc,d,nan\n", "CSV row 2: the third column must be a number, got `nan`"),
+        (
+            "q1,q2,is_duplicate\na,b,1\n",
+            "CSV row 1: .*got `is_duplicate`.*name the columns: anchor",
+        ),
+        ("a,b,1\nc,d\n", "CSV row 2 has 2 columns, 3 are needed"),
+        ("anchor,positive\n", "no row of the CSV is left; it is a header alone"),
     ],
 )
 def test_csv_that_is_none(content, message):
@@ -141,6 +157,28 @@ def test_linked_texts_share_a_label():
 def test_what_labels_cannot_say(data, kind):
     with pytest.raises(DataError, match=f"texts with labels are needed here; .* with {kind}"):
         as_labelled(data)
+
+
+def test_queries_and_index_share_labels_and_ids():
+    queries, index = labelled_together(
+        [_pairs(("a", "b"), ("c", "d")), _pairs(("x", "y"), ("D", "e"), ("a", "f"))]
+    )
+    assert list(zip(queries.texts, queries.labels, queries.ids, strict=True)) == [
+        ("a", "0", "0"),
+        ("b", "0", "1"),
+        ("c", "1", "2"),
+        ("d", "1", "3"),
+    ]
+    assert list(zip(index.texts, index.labels, index.ids, strict=True)) == [
+        ("x", "2", "4"),
+        ("y", "2", "5"),
+        ("d", "1", "3"),
+        ("e", "1", "6"),
+        ("a", "0", "0"),
+        ("f", "0", "7"),
+    ]
+    with pytest.raises(DataError, match="must both have labels, or both be pairs"):
+        labelled_together([_pairs(("a", "b")), LabelledTexts(["a"], ["0"], [None])])
 
 
 def test_linked_texts_against_a_plain_search():
@@ -194,9 +232,97 @@ def test_scored_pairs_are_cleaned():
         (_pairs(("a", "b")), "at least two pairs; found 1 different pairs of 2 texts in 1 rows"),
         (_pairs(("a", "a"), ("b", "b")), r"found 0 different .* \(0 repeated, 2 contradictory\)"),
         (_pairs(*pairwise("abcd")), "all texts mean the same: there are no negatives; found 3"),
+        (_pairs("xx", "ab", "bc"), "all texts mean the same: there are no negatives; found 2"),
+        (
+            _pairs(*[("a", "b", "c"), ("b", "c")]),
+            r"all texts mean .* \(0 repeated, 1 contradictory",
+        ),
         (_scored(("a", "b", 0.5), ("c", "d", 0.5)), "all scores are 0.5: nothing can be learnt"),
     ],
 )
 def test_pairs_that_teach_nothing(data, message):
     with pytest.raises(DataError, match=message):
         prepare_pairs(data)
+
+
+def test_negatives_make_up_for_a_second_group():
+    data = prepare_pairs(_pairs(("a", "b", "n"), ("b", "c")))
+    assert (data.pairs.tolist(), data.negatives.tolist()) == ([[0, 1], [1, 3]], [2, -1])
+
+
+def _cleaned_by_a_loop(rows):
+    """Clean rows of one-letter texts as the rules say, one after another."""
+    groups = {}
+    for left, right, _ in rows:
+        merged = groups.get(left, {left}) | groups.get(right, {right})
+        groups |= dict.fromkeys(merged, merged)
+    kept, n_repeated, n_ambiguous = [], 0, 0
+    for anchor, positive, negative in rows:
+        if anchor == positive:
+            n_ambiguous += 1
+            continue
+        if negative in groups[anchor]:
+            n_ambiguous += 1
+            negative = None
+        if any({anchor, positive} == {a, p} and negative == n for a, p, n in kept):
+            n_repeated += 1
+        else:
+            kept.append((anchor, positive, negative))
+    return kept, n_repeated, n_ambiguous
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cleaning_against_a_plain_loop(seed):
+    draw = random.Random(seed)
+    islands = [draw.choice(["abc", "defg", "hi", "jkl"]) for _ in range(120)]
+    rows = [
+        (draw.choice(island), draw.choice(island), draw.choice([None, *"abcdefghijklm"]))
+        for island in islands
+    ]
+    data = prepare_pairs(_pairs(*rows))
+    kept, n_repeated, n_ambiguous = _cleaned_by_a_loop(rows)
+    names = [*data.texts, None]  # a negative of -1 is none
+    found = [
+        (names[anchor], names[positive], names[negative])
+        for (anchor, positive), negative in zip(data.pairs, data.negatives, strict=True)
+    ]
+    assert found == kept
+    assert (data.n_repeated, data.n_ambiguous) == (n_repeated, n_ambiguous)
+    assert min(n_repeated, n_ambiguous, sum(n is not None for _, _, n in kept)) > 0
+
+
+_DOCUMENTS = {
+    "pairs": [_document("a", "b"), _document("c", "d", "n")],
+    "scored": [_document("a", "b", finetuner_score=0.25), _document("c", "d", finetuner_score=1)],
+}
+_AS_DOCUMENTS = {
+    "pairs": _pairs(("a", "b"), ("c", "d", "n")),
+    "scored": _scored(("a", "b", 0.25), ("c", "d", 1.0)),
+}
+
+
+@pytest.mark.parametrize("kind", _DOCUMENTS)
+def test_documents_come_through_the_store_and_the_wire(kind, tmp_path):
+    documents, expected = DocumentArray(_DOCUMENTS[kind]), _AS_DOCUMENTS[kind]
+    store = DataStore(tmp_path)
+    store.put("x", io.BytesIO(documents.to_bytes(protocol="protobuf", compress="gzip")))
+    assert store.texts("x") == expected
+    pulled = DocumentArray.load_binary(
+        store.documents_path("x").read_bytes(), protocol="protobuf", compress="gzip"
+    )
+    assert read_documents(pulled) == expected
+    assert read_documents(DocumentArray.from_protobuf(documents.to_protobuf())) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (DocumentArray(_DOCUMENTS["pairs"]), _AS_DOCUMENTS["pairs"]),
+        (DocumentArray(_DOCUMENTS["scored"]), _AS_DOCUMENTS["scored"]),
+        (io.StringIO("a,b,.25\nc,d,1\n"), _AS_DOCUMENTS["scored"]),
+        (io.StringIO("anchor,positive,negative\na,b,\nc,d,n\n"), _AS_DOCUMENTS["pairs"]),
+        ([_PAIR, {"anchor": "c", "positive": "d", "negative": "n"}], _AS_DOCUMENTS["pairs"]),
+    ],
+)
+def test_what_a_client_sends_is_read_as_it_was(data, expected):
+    assert read_rows(orjson.loads(orjson.dumps(wire_data(data, None)))) == expected

@@ -308,10 +308,13 @@ def test_a_training_that_is_over_stays_over(tiny_model_folder, data, store):
     assert _same(found, weights)
 
 
-def test_a_long_interval_saves_at_the_ends_of_epochs_alone(tiny_model_folder, data, store):
-    _train(tiny_model_folder, data, _config(checkpoint_interval_s=1e9), _Host([]), store)
-    assert sorted(path.name for path in store.folder.glob("*.pt")) == [
-        "step-000000006.pt",
-        "step-000000009.pt",
-    ]
-    assert store.n_saved == _N_EPOCHS
+@pytest.mark.parametrize(("interval_s", "n_saved"), [(1e9, 0), (5.0, _N_EPOCHS), (0.3, 9)])
+def test_an_epochs_end_needs_a_tenth_of_the_interval(
+    interval_s, n_saved, tiny_model_folder, data, store, monkeypatch
+):
+    """A clock that goes on by a second each time it is read: once to ask, and once to save."""
+    clock = itertools.count()
+    monkeypatch.setattr("finetuner.training.time.monotonic", lambda: float(next(clock)))
+    config = _config(checkpoint_interval_s=interval_s)
+    _train(tiny_model_folder, data, config, _Host([]), store)
+    assert store.n_saved == n_saved

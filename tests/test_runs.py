@@ -147,7 +147,12 @@ def test_state_counts_what_it_is_told(run):
 
 
 def test_metrics_before_after_and_by_epoch(run):
-    assert read_metrics(run.folder) == {"before": {}, "after": {}, "epochs": []}
+    assert read_metrics(run.folder) == {
+        "before": {},
+        "after": {},
+        "epochs": [],
+        "verdicts": {},
+    }
     append_metrics(run.folder, 0, {"hit_at_k": 0.5})
     assert read_metrics(run.folder)["after"] == {}
     append_metrics(run.folder, 1, {"hit_at_k": 0.75})

@@ -67,7 +67,7 @@ def test_two_processes_train_what_one_trains(model, tiny_labelled, tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
         assert run.state().status is Status.FINISHED
     assert one.metrics()["epochs"] == two.metrics()["epochs"]
-    assert two.logs().count("Training [3/3]") == 1
+    assert two.read_log()[0].count("Training [3/3]") == 1
     expected = _weights(one)
     for name, weights in _weights(two).items():
         torch.testing.assert_close(weights, expected[name], atol=1e-5, rtol=1e-4)

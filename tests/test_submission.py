@@ -13,11 +13,21 @@ from finetuner.errors import (
     RunInProgressError,
 )
 from finetuner.models import ModelOptions, load_model, save_model
+from finetuner.pairs import read_data
 from finetuner.run_store import RunStore
 from finetuner.runs import Status
 from finetuner.submission import submit
 
 ROWS = [["a", 1], ["b", "1"], ["c", 2.0], {"text": "d", "label": 2}]
+PAIRS = [
+    {"anchor": "a", "positive": "b"},
+    {"anchor": "c", "positive": "d"},
+    {"anchor": "e", "positive": "f", "negative": "g"},
+]
+SCORED = [
+    {"sentence1": "a", "sentence2": "b", "score": 1},
+    {"sentence1": "a", "sentence2": "c", "score": 0},
+]
 QUERIES = {"query_data": [["e", 1]], "index_data": [["f", "1"], ["g", 3]]}
 
 
@@ -54,6 +64,36 @@ def test_data_lie_in_the_runs_folder_and_not_in_its_settings(workspace):
 
 
 @pytest.mark.parametrize(
+    ("train_data", "loss"),
+    [
+        (PAIRS, "MultipleNegativesRankingLoss"),
+        (PAIRS[:2], "MultipleNegativesRankingLoss"),
+        (PAIRS[:2], "SupConLoss"),
+        (SCORED, "CoSENTLoss"),
+        (SCORED, "CosineSimilarityLoss"),
+    ],
+)
+def test_pairs_are_kept_as_they_came(workspace, train_data, loss):
+    run = submit(request(train_data=train_data, loss=loss), workspace)
+
+    assert [*read_data(run.folder / "data" / "train.jsonl").rows()] == train_data
+    assert run.spec()["config"]["train_data"] == f"{len(train_data)} rows"
+
+
+def test_evaluation_data_may_be_pairs(workspace):
+    index = [{"anchor": "x", "positive": "y"}, {"anchor": "a", "positive": "z"}]
+    options = {"query_data": PAIRS[:1], "index_data": index}
+    run = submit(request(callbacks=evaluated(**options)), workspace)
+
+    query, index = (
+        read_jsonl(run.folder / "data" / f"evaluation-0-{role}.jsonl")
+        for role in ("query", "index")
+    )
+    assert (query.texts, query.labels) == (["a", "b"], ["0", "0"])
+    assert (index.texts, index.labels) == (["x", "y", "a", "z"], ["1", "1", "0", "0"])
+
+
+@pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"modle": "x"}, ConfigError, "unknown field `modle` in fit; did you mean `model`"),
@@ -66,6 +106,32 @@ def test_data_lie_in_the_runs_folder_and_not_in_its_settings(workspace):
         ({"train_data": [["a", 1], ["b", 1]]}, DataError, "at least two labels; found 2 different"),
         ({"train_data": [["a", 1], ["b", 2]]}, DataError, "a label with at least two texts"),
         ({"train_data": [["a", 1], ["b"]]}, DataError, "row 2 must be"),
+        (
+            {"train_data": [{"anchor": "a", "positve": "b"}]},
+            DataError,
+            "row 1 must have the fields",
+        ),
+        (
+            {"train_data": [*PAIRS, ["a", 1]]},
+            DataError,
+            "row 4 must have the fields anchor, positive",
+        ),
+        (
+            {"train_data": PAIRS},
+            ConfigError,
+            "TripletMarginLoss trains on labels, and these data are",
+        ),
+        (
+            {"train_data": SCORED, "loss": "MultipleNegativesRankingLoss"},
+            ConfigError,
+            "trains on pairs, and these data are scored pairs",
+        ),
+        (
+            {"callbacks": evaluated(query_data=PAIRS[:2], index_data=[["a", "0"]])},
+            DataError,
+            "must both have labels, or both be pairs",
+        ),
+        ({"callbacks": evaluated(query_data=SCORED)}, DataError, "these are pairs with scores"),
         ({"train_data": [["a", 1], ["b", None]]}, DataError, "1 of 2 training texts have no label"),
         ({"epochs": -1}, ConfigError, "epochs must be from 0 to 1000, got -1"),
         ({"batch_size": 1}, ConfigError, "batch_size must be from 4 to 100000, got 1"),
@@ -253,13 +319,13 @@ def test_settings_that_fit_are_taken(workspace, changes):
         (
             MORE_ROWS[:12],  # three labels
             {"val_split": 0.5},
-            "val_split=0.5 leaves 4 texts with 1 labels to train on and 8 texts with 2 labels to "
-            "validate with, too few for TripletMarginLoss: give more data, another val_split",
+            "val_split needs at least four labels, two on each side; found 3. Give eval_data",
         ),
         (
             [*MORE_ROWS[:2], *([f"lone {i}", i] for i in range(9))],
             {"val_split": 0.5},
-            "too few for TripletMarginLoss",
+            "val_split=0.5 leaves .* texts with . labels to train on and .* to validate with, too few "
+            "for TripletMarginLoss: give more data, another val_split, or eval_data",
         ),
         (
             [["a", 1], ["b", 1], ["c", 2], ["d", 2]],
@@ -269,7 +335,7 @@ def test_settings_that_fit_are_taken(workspace, changes):
         (
             [{"anchor": f"q{i}", "positive": f"a{i}"} for i in range(3)],
             {"val_split": 0.5, "loss": "MultipleNegativesRankingLoss"},
-            "leaves 1 pairs to train on and 2 pairs to validate with",
+            "val_split needs at least four groups of pairs, two on each side; found 3",
         ),
     ],
 )

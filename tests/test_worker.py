@@ -235,7 +235,7 @@ def test_stopped_it_saves_that_very_step_and_goes_on(submitted, finished):
 
 @pytest.mark.slow
 def test_stopped_while_it_publishes_it_publishes_again(submitted):
-    run = submitted(epochs=1, to_onnx=True, checkpoint_interval_s=300)
+    run = submitted(epochs=1, to_onnx=True)
     process = _Forked(run)
     assert _wait(process, lambda: run.state().details == "Exporting to ONNX", run)
     process.terminate()
@@ -302,13 +302,13 @@ def _behind(monkeypatch, owner, name):
         (_behind, Job, "_adapt", 0),
         (_before, RunEvaluations, "read", 0),
         (_before, Trainer, "_run_batch", 2),  # a gradient of two batches is finished
-        (_before, Trainer, "_end_epoch", 6),
+        (_before, Trainer, "_end_epoch", 5),
         (_before, Trainer, "_save", 4),  # that one was due, and is not the one of the signal
-        (_before, Publisher, "publish", 12),
-        (_before, Publisher, "_manifest", 12),
+        (_before, Publisher, "publish", 10),
+        (_before, Publisher, "_manifest", 10),
         (_behind, files.os, "replace", None),
-        (_behind, Publisher, "publish", 12),
-        (_behind, Job, "work", 12),
+        (_behind, Publisher, "publish", 10),
+        (_behind, Job, "work", 10),
     ],
 )
 def test_stopped_at_one_place(submitted, work, monkeypatch, when, owner, name, n_steps):

@@ -61,10 +61,10 @@ def workspace(tmp_path, tiny_model_folder):
     return tmp_path
 
 
-def fit(server, run_name, *, epochs=1000):
+def fit(server, run_name, *, epochs=1000, **settings):
     """Start a run, one that will not end by itself unless it is given fewer epochs."""
     body = {"model": "tiny", "train_data": ROWS, "run_name": run_name, "epochs": epochs}
-    assert server.post("/fit", json={**body, "device": "cpu"}).status_code == 201
+    assert server.post("/fit", json={**body, "device": "cpu", **settings}).status_code == 201
     return RunStore(server.workspace).get(run_name)
 
 
@@ -97,6 +97,19 @@ def test_run_that_was_stopped_starts_again_with_the_service(workspace, start_ser
     assert long.state().n_interruptions == 0
     assert server.delete("/runs/long").status_code == 200
     wait_until(lambda: waiting.state().status is Status.FINISHED)
+    stop(server)
+
+
+def test_killed_worker_goes_on_from_its_checkpoint(workspace, start_server):
+    server = start_server(workspace)
+    run = fit(server, "r", checkpoint_interval_s=0)
+    wait_until(lambda: is_at_work(run) and run.has_checkpoint())
+    assert run.signal_worker(signal.SIGKILL)
+    wait_until(lambda: is_at_work(run, n_starts=2))
+
+    assert run.state().n_interruptions == 1
+    assert "Going on from epoch " in (run.folder / "log.txt").read_text()
+    assert server.delete("/runs/r").status_code == 200
     stop(server)
 
 
