@@ -4,6 +4,8 @@ import socket
 import subprocess
 import sys
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import orjson
 import pytest
@@ -106,7 +108,7 @@ def _tensorboard(folder):
         name: [(event.step, event.value) for event in found.Scalars(name)]
         for name in found.Tags()["scalars"]
     }
-    (settings,) = found.Tensors("settings/text_summary")
+    *_, settings = found.Tensors("settings/text_summary")
     return scalars, settings.tensor_proto.string_val[0].decode()
 
 
@@ -177,6 +179,20 @@ def test_wandb_arguments_replace_the_names(run):
     assert (header.project, header.display_name, header.run_group) == ("p", "n", "g")
 
 
+@pytest.mark.parametrize(
+    ("environment", "mode"),
+    [({}, "offline"), ({"WANDB_API_KEY": "k"}, None), ({"WANDB_MODE": "online"}, None)],
+)
+def test_wandb_is_offline_unless_the_operator_has_set_it(run, monkeypatch, environment, mode):
+    given = {}
+    fake = SimpleNamespace(init=lambda **arguments: given.update(arguments))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    open_logger(WandBLogger(), run)
+    assert (given["mode"], given["dir"]) == (mode, str(run.folder))
+
+
 @pytest.mark.slow
 def test_training_survives_the_end_of_wandbs_own_process(run):
     code = """
@@ -214,7 +230,6 @@ def _mlflow(folder):
     return found, history
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("succeeded", "status"), [(True, "FINISHED"), (False, "FAILED")])
 def test_mlflow_reads_what_was_written(run, succeeded, status):
     _write(open_logger(MLflowLogger(), run), succeeded=succeeded)
@@ -230,7 +245,6 @@ def test_mlflow_reads_what_was_written(run, succeeded, status):
     }
 
 
-@pytest.mark.slow
 def test_mlflow_takes_names_and_values_that_it_would_refuse(run):
     long = LoggedRun(run.folder, "r1", "quora", {"description": "x" * 300})
     logger = open_logger(MLflowLogger(), long)
@@ -241,17 +255,26 @@ def test_mlflow_takes_names_and_values_that_it_would_refuse(run):
     assert found.data.params == {"description": "x" * 250}
 
 
-@pytest.mark.slow
-def test_an_mlflow_server_that_is_away_is_a_warning(run, monkeypatch, caplog):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+class _Refusal(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_error(403, "not yours")
+
+    def log_message(self, *args):
+        pass
+
+
+def test_an_mlflow_server_that_refuses_is_a_warning(run, monkeypatch, caplog):
     for name in ("HTTP_PROXY", "http_proxy"):
         monkeypatch.delenv(name)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    with caplog.at_level(logging.WARNING, "finetuner"):
-        _write(open_logger(MLflowLogger(), run))
-    (message,) = caplog.messages
-    assert message.startswith("MLflowLogger failed and writes no more: ")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Refusal) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        with caplog.at_level(logging.WARNING, "finetuner"):
+            _write(open_logger(MLflowLogger(), run))
+        server.shutdown()
+    (message,) = [text for text in caplog.messages if text.startswith("MLflowLogger")]
+    assert message.startswith("MLflowLogger failed and writes no more: MlflowException: ")
+    assert "403" in message
     assert not (run.folder / "mlruns").exists()
 
 
@@ -398,8 +421,14 @@ def test_wandb_fields_are_those_of_the_old_api_in_its_order():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: TensorBoardLogger("step"), "^TensorBoardLogger.metrics_logger_step must be one of"),
-        (lambda: MLflowLogger(log_zero_shot=1), "^MLflowLogger.log_zero_shot must be true or false"),
+        (
+            lambda: TensorBoardLogger("step"),
+            "^TensorBoardLogger.metrics_logger_step must be one of",
+        ),
+        (
+            lambda: MLflowLogger(log_zero_shot=1),
+            "^MLflowLogger.log_zero_shot must be true or false",
+        ),
         (lambda: WandBLogger(wandb_args=["p"]), "^WandBLogger.wandb_args must be an object"),
         (
             lambda: WandBLogger(wandb_args={"dir": "/etc"}),
