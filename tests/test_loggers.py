@@ -39,14 +39,26 @@ WRITTEN = {
 }
 
 
+@pytest.fixture(scope="module")
+def trap():
+    """A proxy that notes who calls; of the whole module, as W&B's process outlives a test."""
+    callers = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=_note_callers, args=(server, callers), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", callers
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
 @pytest.fixture(autouse=True)
-def proxy(monkeypatch, tmp_path):
-    """Let nothing out: sockets of this process to loopback only, other processes' HTTP to a trap.
+def _nothing_gets_out(monkeypatch, tmp_path, trap):
+    """Let this process's sockets reach loopback only, and lead HTTP of others to the trap.
 
     W&B sends from a process of its own, written in Go, which honours the proxy variables.
     """
     before = dict(os.environ)
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "MLFLOW_TRACKING_URI"):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "MLFLOW_TRACKING_URI", "NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     connect = socket.socket.connect
 
@@ -56,17 +68,11 @@ def proxy(monkeypatch, tmp_path):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect_near)
-    callers = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        trap = threading.Thread(target=_note_callers, args=(server, callers), daemon=True)
-        trap.start()
-        url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
-            monkeypatch.setenv(name, url)
-        monkeypatch.setenv("HOME", str(tmp_path / "home"))
-        yield url
-        server.shutdown(socket.SHUT_RDWR)
-        trap.join()
+    url, callers = trap
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, url)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    yield
     os.environ.clear()  # `open_logger` sets defaults in it
     os.environ.update(before)
     assert callers == []
@@ -185,7 +191,8 @@ def test_wandb_arguments_replace_the_names(run):
 )
 def test_wandb_is_offline_unless_the_operator_has_set_it(run, monkeypatch, environment, mode):
     given = {}
-    fake = SimpleNamespace(init=lambda **arguments: given.update(arguments))
+    init = given.update
+    fake = SimpleNamespace(init=init, teardown=None)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
