@@ -25,6 +25,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import orjson
+
 from finetuner.config import OnnxVariant
 from finetuner.errors import ArtifactNotFound, CorruptedArtifact, FinetunerError
 from finetuner.files import read_json, replacing, write_json
@@ -189,6 +191,23 @@ def _check_members(name: str, members: Sequence[zipfile.ZipInfo]) -> None:
             raise CorruptedArtifact(f"`{name}` holds the unsafe member `{member.filename}`")
 
 
+def read_manifest(artifact: Path) -> Manifest:
+    """Return the manifest of a run's zip; nothing else of it is read or checked.
+
+    :param artifact: The zip, ``{run_name}.zip``.
+    :raises ArtifactNotFound: When nothing is there.
+    :raises CorruptedArtifact: When it has no manifest of this format.
+    """
+    if not artifact.is_file():
+        raise ArtifactNotFound(f"there is no artifact `{artifact}`")
+    try:
+        with zipfile.ZipFile(artifact) as archive:
+            content = orjson.loads(archive.read(f"{artifact.stem}/{MANIFEST}"))
+    except (*_ZIP_ERRORS, KeyError, ValueError) as exc:
+        raise CorruptedArtifact(f"`{artifact.name}` has no readable {MANIFEST}: {exc}") from exc
+    return _as_manifest(artifact, content)
+
+
 def _checked_folder(folder: Path) -> tuple[Path, Manifest]:
     try:
         content = read_json(folder / MANIFEST)
@@ -197,6 +216,14 @@ def _checked_folder(folder: Path) -> tuple[Path, Manifest]:
             f"`{folder.name}` has no readable {MANIFEST}; an artifact is the zip that "
             "`run.save_artifact()` gives, or the folder inside it"
         ) from exc
+    manifest = _as_manifest(folder, content)
+    for path, digest in manifest.files.items():
+        if not (folder / path).is_file() or _digest(folder / path) != digest:
+            raise CorruptedArtifact(f"`{path}` of `{folder.name}` is missing or was changed")
+    return folder, manifest
+
+
+def _as_manifest(folder: Path, content: Any) -> Manifest:
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise CorruptedArtifact(
@@ -206,7 +233,4 @@ def _checked_folder(folder: Path) -> tuple[Path, Manifest]:
         manifest = read(Manifest, content, MANIFEST)
     except FinetunerError as exc:
         raise CorruptedArtifact(f"the manifest of `{folder.name}` is wrong: {exc}") from exc
-    for path, digest in manifest.files.items():
-        if not (folder / path).is_file() or _digest(folder / path) != digest:
-            raise CorruptedArtifact(f"`{path}` of `{folder.name}` is missing or was changed")
-    return folder, manifest
+    return manifest

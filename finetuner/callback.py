@@ -62,6 +62,11 @@ class EvaluationCallback:
             if value is not None and value < 1:
                 raise ConfigError(f"EvaluationCallback.{name} must be at least 1, got {value}")
 
+    @property
+    def prefix(self) -> str:
+        """What stands before the names of its metrics; nothing without a caption."""
+        return f"{self.caption}_" if self.caption else ""
+
 
 class Mode(StrEnum):
     """Which way a watched value gets better; ``auto`` is down for losses and up for metrics."""

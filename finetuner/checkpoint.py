@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,22 +40,26 @@ class CheckpointStore:
             torch.save(dict(state), hashing)  # type: ignore[arg-type]  # it only calls write and flush
         write_json(path.with_suffix(".json"), {"sha256": hashing.hexdigest()})
         for old in self._paths()[:-_N_KEPT]:
-            old.with_suffix(".json").unlink(missing_ok=True)
-            old.unlink(missing_ok=True)
+            _remove(old)
 
     def newest(self) -> dict[str, Any] | None:
-        """Return the newest whole checkpoint, or None; a torn one is passed over for the one before."""
+        """Return the newest whole checkpoint, or None; torn ones are removed for those before them.
+
+        What a killed process left half written is removed too.
+        """
+        for temporary in self.folder.glob(".step-*"):
+            temporary.unlink(missing_ok=True)
         for path in reversed(self._paths()):
-            if _is_whole(path):
-                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            state = _read(path)
+            if state is not None:
                 return state
             logger.warning("Checkpoint %s is damaged; using the one before it", path.name)
+            _remove(path)  # or it would take the place of a whole one among those kept
         return None
 
     def clear(self) -> None:
         """Remove all checkpoints."""
-        for path in self.folder.glob("step-*"):
-            path.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.pt"))
@@ -76,6 +81,23 @@ class _HashingFile:
 
     def hexdigest(self) -> str:
         return self._digest.hexdigest()
+
+
+def _remove(path: Path) -> None:
+    path.with_suffix(".json").unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return a checkpoint, or None for one that is torn or holds more than tensors and plain values."""
+    if not _is_whole(path):
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as exc:  # torch raises many kinds for what it does not read
+        logger.debug("Checkpoint %s cannot be read: %s", path.name, exc)
+        return None
+    return state
 
 
 def _is_whole(path: Path) -> bool:

@@ -10,7 +10,13 @@ from typing import Any, TypeVar
 
 import platformdirs
 
-from finetuner.callback import CALLBACKS, EvaluationCallback
+from finetuner.callback import (
+    CALLBACKS,
+    BestModelCheckpoint,
+    EvaluationCallback,
+    TrainingCheckpoint,
+    WiSEFTCallback,
+)
 from finetuner.errors import ConfigError
 from finetuner.names import check_name, random_run_name
 from finetuner.schema import documented, nearest, read
@@ -275,6 +281,9 @@ class RunConfig:
         captions = [c.caption for c in callbacks if isinstance(c, EvaluationCallback)]
         if len(set(captions)) < len(captions):
             raise ConfigError("several EvaluationCallbacks need a different `caption` each")
+        for kind in (BestModelCheckpoint, TrainingCheckpoint, WiSEFTCallback):
+            if sum(isinstance(callback, kind) for callback in callbacks) > 1:
+                raise ConfigError(f"a run takes one {kind.__name__}; leave the others out")
         return callbacks
 
     def callbacks_of(self, kind: type[T]) -> list[T]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import shutil
 import tempfile
@@ -45,6 +46,7 @@ from finetuner.runs import (
     Status,
     count_lines,
     keep_lines,
+    read_metrics,
 )
 from finetuner.schema import read
 from finetuner.stopping import StopSignal
@@ -88,9 +90,9 @@ class Job:
         if saved is None:
             for name in (METRICS_FILE, STEPS_FILE, "examples.json", VERDICT_FILE):
                 (self._run.folder / name).unlink(missing_ok=True)
+        _remove_leftovers(self._run.folder)
         self._loaded = self._load()
-        untuned = _copied(self._loaded) if self._config.callbacks_of(WiSEFTCallback) else {}
-        self._adapt()
+        untuned = self._adapt()
         device, warning = resolve_device(self._config.device)
         if warning:
             logger.warning(warning)
@@ -137,13 +139,17 @@ class Job:
             return load_model(locate(config.model, workspace), options, seed=config.seed)
         with unpacked(RunStore(workspace).find_artifact(config.model_artifact)) as (folder, made):
             logger.info("Going on from the model of run '%s'", made.run_name)
+            if "normalize" not in config.model_options:
+                options = replace(options, normalize=made.normalize)
             return load_model(folder, options, seed=config.seed)
 
-    def _adapt(self) -> None:
-        """Settle what of the model is trained."""
+    def _adapt(self) -> dict[str, Tensor]:
+        """Settle what of the model is trained; return the untuned weights where they are needed."""
         config, model = self._config, self._loaded.model
         if config.freeze:
             freeze_backbone(model, seed=config.seed)
+        # With the head that freezing may add, and under the names that weights have after LoRA too.
+        untuned = _copied(self._loaded) if config.callbacks_of(WiSEFTCallback) else {}
         if config.lora is not None:
             add_lora(model, read(LoRAOptions, config.lora, "lora"), seed=config.seed)
         if config.gradient_checkpointing:
@@ -152,6 +158,7 @@ class Job:
         logger.debug(
             "%d of %d weights are trained", n_trained, sum(p.numel() for p in model.parameters())
         )
+        return untuned
 
     def follow(self) -> None:
         """Train along as one of several processes; the first one evaluates, reports and publishes."""
@@ -260,15 +267,18 @@ class Job:
         model.eval()
         if is_changed and self._evaluations.after:
             logger.info("Evaluating the final weights ...")
-            self._evaluate(self._config.epochs)
+            self._evaluate(read_metrics(self._run.folder)["epochs"][-1]["epoch"])
         verdicts = self._evaluations.conclude()
         Publisher(self._run, self._config, self._evaluations, self._set_details).publish(
             self._loaded, verdicts
         )
-        self._checkpoints.clear()
         logger.info("Finished 🚀")
         worse = [name for name, verdict in verdicts.items() if verdict.outcome is Outcome.REGRESSED]
         return "; ".join(["Run finished", *(f"{name} {Outcome.REGRESSED.value}" for name in worse)])
+
+    def clean_up(self) -> None:
+        """Remove what only an interrupted run needs, when the state says that it is finished."""
+        self._checkpoints.clear()
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -295,10 +305,13 @@ def keep_model(run: Run, loaded: LoadedModel, epoch: int, *, n_kept: int) -> Non
     """Write a model as ``epochs/epoch-N`` of a run, whole or not at all, and drop the oldest.
 
     :param run: The run.
-    :param loaded: The model; adapters that are not merged are left out of it.
+    :param loaded: The model; LoRA is merged in what is written, and goes on in the model itself.
     :param epoch: From 1.
     :param n_kept: Models to keep, at least 1.
     """
+    if hasattr(loaded.model.backbone, "peft_config"):
+        loaded = replace(loaded, model=copy.deepcopy(loaded.model))
+        merge_lora(loaded.model)
     folder = run.folder / "epochs"
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
@@ -311,6 +324,15 @@ def keep_model(run: Run, loaded: LoadedModel, epoch: int, *, n_kept: int) -> Non
     kept = sorted(folder.glob("epoch-*"), key=lambda path: int(path.name.partition("-")[2]))
     for old in kept[:-n_kept]:
         shutil.rmtree(old)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders of a worker that was killed; the lock is held."""
+    for path in (*folder.glob(".*"), *folder.glob("epochs/.*")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _copied(loaded: LoadedModel) -> dict[str, Tensor]:

@@ -117,6 +117,10 @@ def metrics_per_query(
     }
 
 
+_ONE = np.ones(1, dtype=np.int64)
+METRIC_NAMES = tuple(metrics_per_query(np.ones((1, 1), dtype=np.bool_), _ONE, _ONE))
+
+
 def retrieval_metrics(
     relevance: Relevance, n_matches: Counts, n_relevant: Counts
 ) -> dict[str, float]:

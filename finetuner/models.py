@@ -187,6 +187,19 @@ def check_options(folder: Path, options: ModelOptions) -> None:
     check_max_length(folder, options.max_length)
 
 
+def read_dim(folder: Path, options: ModelOptions) -> int:
+    """Return the length of the vectors that :func:`load_model` would give; no weights are read.
+
+    :param folder: Holds ``config.json``.
+    :param options: As :func:`check_options` passes them.
+    :raises ModelNotFoundError, ConfigError: As :func:`load_model`.
+    """
+    head = read_head_settings(folder)
+    if head is not None:
+        return head.out_features
+    return options.output_dim or int(read_config(folder).hidden_size)
+
+
 def load_model(
     folder: Path,
     options: ModelOptions | None = None,

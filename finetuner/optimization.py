@@ -70,7 +70,9 @@ def build_scheduler(
     name = config.scheduler or SchedulerType.CONSTANT.value
     check_name("scheduler", name, SCHEDULERS)
     options = dict(config.scheduler_options)
-    options.pop("scheduler_step", None)
+    step = options.pop("scheduler_step", "batch")
+    if step not in ("batch", "epoch"):
+        raise ConfigError(f"scheduler_options.scheduler_step must be batch or epoch, got `{step}`")
     n_warmup = _warmup_steps(options.pop("num_warmup_steps", 0), n_steps)
     if options.pop("num_training_steps", "auto") != "auto":
         raise ConfigError(

@@ -92,10 +92,9 @@ class RunEvaluations:
         for callback, data in self.sets:
             embed = functools.partial(encoder.encode, batch_size=callback.batch_size)
             found = evaluate(embed, data, callback=callback)
-            prefix = f"{callback.caption}_" if callback.caption else ""
             for name, value in found.metrics.items():
-                logger.debug("Metric: '%smodel_%s' Value: %.5f", prefix, name, value)
-                metrics[prefix + name] = value
+                logger.debug("Metric: '%smodel_%s' Value: %.5f", callback.prefix, name, value)
+                metrics[callback.prefix + name] = value
             caption = callback.caption or "model"
             judged = {name: found.per_query[name] for name in JUDGED_METRICS}
             (self.after if epoch else self.before)[caption] = judged

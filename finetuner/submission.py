@@ -7,16 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from finetuner.adaptation import LoRAOptions, check_lora_available
+from finetuner.artifact import read_manifest
 from finetuner.backbones import check_available, locate_on_disk
-from finetuner.callback import EvaluationCallback, LoggerCallback
+from finetuner.callback import (
+    BestModelCheckpoint,
+    EarlyStopping,
+    EvaluationCallback,
+    LoggerCallback,
+)
 from finetuner.config import CallbackConfig, RunConfig
 from finetuner.data import LabelledTexts
 from finetuner.datastore import DataStore
-from finetuner.device import resolve_device
+from finetuner.device import resolve_device, resolve_precision
 from finetuner.errors import ConfigError
 from finetuner.evaluation import EvaluationSet
 from finetuner.loggers import check_loggers
-from finetuner.models import ModelOptions, check_options
+from finetuner.losses import CENTRE_LOSSES
+from finetuner.metrics import METRIC_NAMES
+from finetuner.models import ModelOptions, check_options, read_dim
+from finetuner.monitoring import watched
 from finetuner.pairs import Texts, labelled_together, read_rows
 from finetuner.run_store import RunStore
 from finetuner.runs import TRAIN_FILE, VALIDATION_FILE, Run, evaluation_file
@@ -33,14 +42,18 @@ def submit(request: dict[str, Any], workspace: Path, *, allow_cpu_fallback: bool
     :param allow_cpu_fallback: Take a request for a GPU where there is none; the run then warns.
     :raises ConfigError: When a setting is wrong, or a GPU is asked for and refused.
     :raises DataError: When the data cannot train or evaluate.
-    :raises DataNotFoundError, ModelNotFoundError: When a named thing does not exist.
+    :raises DataNotFoundError, ModelNotFoundError, ArtifactNotFound: When a named thing does not exist.
+    :raises RunInProgressError, RunFailedError: When ``model_artifact`` is there not yet, or never.
     :raises RunExistsError: When the name is taken.
     """
     config = read(RunConfig, request, "fit")
-    _check_model(config, workspace)
+    _check_adapters(config)
+    _check_validation(config)
+    _check_dimensions(config, _vector_length(config, workspace))
     check_training(config)
     check_loggers([c for c in config.built_callbacks() if isinstance(c, LoggerCallback)])
-    _, warning = resolve_device(config.device)
+    device, warning = resolve_device(config.device)
+    resolve_precision(config.precision, device)
     if warning and not allow_cpu_fallback:
         raise ConfigError(
             "device='cuda' was asked for, and this server has no GPU: use device='cpu'"
@@ -58,25 +71,78 @@ def submit(request: dict[str, Any], workspace: Path, *, allow_cpu_fallback: bool
     return RunStore(workspace).create(_without_data(config), data)
 
 
-def _check_model(config: RunConfig, workspace: Path) -> None:
-    """Refuse options that the model cannot have, by what its small files say."""
-    options = read(ModelOptions, config.model_options, "model_options")
-    if config.output_dim is not None:
-        options = dataclasses.replace(options, output_dim=config.output_dim)
-    if config.lora is not None:
-        read(LoRAOptions, config.lora, "lora")
-        check_lora_available()
-        if config.freeze:
-            raise ConfigError("lora and freeze exclude each other; leave one out")
+def _check_adapters(config: RunConfig) -> None:
+    if config.lora is None:
+        return
+    read(LoRAOptions, config.lora, "lora")
+    check_lora_available()
+    if config.freeze:
+        raise ConfigError("lora and freeze exclude each other; leave one out")
+
+
+def _check_validation(config: RunConfig) -> None:
+    """Refuse validation data that do not fit, and callbacks that watch what the run will not have."""
     if config.eval_data is not None and config.val_split:
         raise ConfigError("eval_data and val_split are two ways to one thing; leave one out")
+    if config.eval_data is not None and config.loss in CENTRE_LOSSES:
+        raise ConfigError(
+            f"{config.loss} has a centre for each label of the training data and none for other data: "
+            "take val_split in place of eval_data, or an EvaluationCallback"
+        )
+    has_validation = config.eval_data is not None or bool(config.val_split)
+    names = ["train_loss", *(["val_loss"] if has_validation else [])]
+    for evaluation in config.callbacks_of(EvaluationCallback):
+        names += [evaluation.prefix + name for name in METRIC_NAMES]
+    watching: list[EarlyStopping | BestModelCheckpoint] = [
+        *config.callbacks_of(EarlyStopping),
+        *config.callbacks_of(BestModelCheckpoint),
+    ]
+    for callback in watching:
+        watched(dict.fromkeys(names, 0.0), callback.monitor, type(callback).__name__)
+
+
+def _vector_length(config: RunConfig, workspace: Path) -> int | None:
+    """Return the length of the model's vectors by what its small files say; None for one of the hub.
+
+    :raises ConfigError: When the model cannot have the options.
+    """
+    options = read(ModelOptions, config.model_options, "model_options")
+    if config.output_dim is not None:
+        if options.output_dim not in (None, config.output_dim):
+            raise ConfigError(
+                f"output_dim is {config.output_dim}, and model_options.output_dim is "
+                f"{options.output_dim}; leave one out"
+            )
+        options = dataclasses.replace(options, output_dim=config.output_dim)
     if config.model_artifact is not None:
-        RunStore(workspace).find_artifact(config.model_artifact)
-        return
+        return _artifact_vector_length(config.model_artifact, options, workspace)
     check_available(config.model, workspace)
     folder = locate_on_disk(config.model, workspace)
-    if folder is not None:
-        check_options(folder, options)
+    if folder is None:
+        return options.output_dim
+    check_options(folder, options)
+    return read_dim(folder, options)
+
+
+def _artifact_vector_length(artifact: str, options: ModelOptions, workspace: Path) -> int:
+    manifest = read_manifest(RunStore(workspace).find_artifact(artifact))
+    has_head = any(name.partition("/")[0].endswith("_Dense") for name in manifest.files)
+    if has_head and options.output_dim not in (None, manifest.dim):
+        raise ConfigError(
+            f"output_dim is {options.output_dim}, but the artifact `{artifact}` has a trained projection "
+            f"head to {manifest.dim}: leave output_dim out"
+        )
+    return options.output_dim or manifest.dim
+
+
+def _check_dimensions(config: RunConfig, dim: int | None) -> None:
+    """Refuse to cut vectors to more than they have."""
+    largest = max(config.dimensions, default=0)
+    if dim is not None and largest > dim:
+        raise ConfigError(
+            f"dimensions must be at most the length of the vectors, {dim}, got {largest}; leave larger "
+            "ones out"
+        )
 
 
 def _texts(source: Any, store: DataStore, where: str) -> Texts:

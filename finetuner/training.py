@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 
-from finetuner.adaptation import parameter_groups
+from finetuner.adaptation import check_layer_wise_lr_decay, parameter_groups
 from finetuner.checkpoint import CheckpointStore
 from finetuner.collapse import CollapseWatch, Verdict
 from finetuner.config import DEFAULT_LOSS_LEARNING_RATE, RunConfig
@@ -103,7 +103,9 @@ def check_training(config: RunConfig) -> None:
     objective = build_objective(config, n_classes=4, dim=dim)
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.nn.Parameter(torch.randn(8, dim, generator=generator))
-    options = {k: v for k, v in config.optimizer_options.items() if k != "layer_wise_lr_decay"}
+    options = dict(config.optimizer_options)
+    if "layer_wise_lr_decay" in options:
+        check_layer_wise_lr_decay(options.pop("layer_wise_lr_decay"))
     optimizer = build_optimizer(
         config.optimizer, [embeddings], learning_rate=config.resolved_learning_rate, options=options
     )
@@ -126,6 +128,11 @@ def _loss_optimizer(config: RunConfig, objective: Objective) -> torch.optim.Opti
     """Return the optimizer of the loss's own weights, such as class centres; None without any."""
     parameters = list(objective.parameters())
     if not parameters:
+        if config.loss_optimizer or config.loss_optimizer_options:
+            raise ConfigError(
+                f"{config.loss} has no weights of its own to optimize, as ArcFaceLoss and its kin have: "
+                "leave loss_optimizer and loss_optimizer_options out"
+            )
         return None
     options = dict(config.loss_optimizer_options)
     rate = options.pop("lr", DEFAULT_LOSS_LEARNING_RATE)
@@ -214,7 +221,7 @@ class Trainer:
         groups = parameter_groups(
             self._model,
             learning_rate=config.resolved_learning_rate,
-            layer_wise_lr_decay=options.pop("layer_wise_lr_decay", 1.0),
+            layer_wise_lr_decay=options.pop("layer_wise_lr_decay", None),
         )
         self._optimizer = self._accelerator.prepare_optimizer(
             build_optimizer(
@@ -266,8 +273,11 @@ class Trainer:
             if not self._run_epoch(checkpoints):
                 return False
             self._end_epoch(validation_set)
-            if self._is_due(_EPOCH_END_SHARE):
+            is_stopping = self._agreed(self._hooks.is_stopping)
+            if is_stopping or self._is_due(_EPOCH_END_SHARE):
                 self._save(checkpoints)
+            if is_stopping:
+                return False
         self._model.eval()
         return True
 

@@ -20,6 +20,7 @@ from finetuner.pairs import PairData, TextPairs, Texts, as_labelled, prepare_pai
 from finetuner.tokens import TextTokenizer, TokenTable
 
 Positions = NDArray[np.int64]
+_MIN_PAIRS = 2
 
 
 @dataclass(frozen=True)
@@ -241,11 +242,38 @@ def describe(data: TrainingData | PairData) -> str:
 def split(
     data: TrainingData | PairData, *, config: RunConfig
 ) -> tuple[TrainingData | PairData, TrainingData | PairData]:
-    """Keep ``val_split`` of the data for a validation loss; training and validation data."""
-    if isinstance(data, PairData):
-        return split_pairs(data, config.val_split, seed=config.seed)
+    """Keep ``val_split`` of the data for a validation loss; training and validation data.
+
+    :raises DataError: When one of the two would have nothing to compare.
+    """
+    kept: TrainingData | PairData
+    held: TrainingData | PairData
     by_label = config.loss not in CENTRE_LOSSES
-    return split_data(data, config.val_split, by_label=by_label, seed=config.seed)
+    if isinstance(data, PairData):
+        kept, held = split_pairs(data, config.val_split, seed=config.seed)
+        is_enough = min(len(kept.pairs), len(held.pairs)) >= _MIN_PAIRS
+    else:
+        kept, held = split_data(data, config.val_split, by_label=by_label, seed=config.seed)
+        # A centre is there for every label; only texts that lie between themselves need company.
+        is_enough = all(map(_is_comparable, (kept, held))) if by_label else len(held.texts) > 0
+    if not is_enough:
+        raise DataError(
+            f"val_split={config.val_split} leaves {_extent(kept)} to train on and {_extent(held)} to "
+            f"validate with, too few for {config.loss}: give more data, another val_split, or eval_data"
+        )
+    return kept, held
+
+
+def _is_comparable(data: TrainingData) -> bool:
+    """Whether there are two labels, one of them with two texts."""
+    sizes = np.unique(data.classes, return_counts=True)[1]
+    return len(sizes) > 1 and bool(sizes.max() > 1)
+
+
+def _extent(data: TrainingData | PairData) -> str:
+    if isinstance(data, PairData):
+        return f"{len(data.pairs)} pairs"
+    return f"{len(data.texts)} texts with {len(np.unique(data.classes))} labels"
 
 
 def split_data(
@@ -253,16 +281,16 @@ def split_data(
 ) -> tuple[TrainingData, TrainingData]:
     """Keep a share of labelled texts for a validation loss.
 
-    :param data: At least four labels, or four texts of one label where not split by label.
+    :param data: The texts; whether both parts are of use is seen by :func:`split`.
     :param share: Above 0, below 1.
     :param by_label: Hold out whole labels, as retrieval on new data meets them; else a share of every
-        label's texts, for losses with a centre for each label.
+        label's texts, on average, for losses with a centre for each label; never all of them.
     :param seed: Of the choice.
     :returns: Training and validation data.
     """
     generator = np.random.default_rng(seed)
     if by_label:
-        n_held = _n_held(share, data.n_classes, "labels")
+        n_held = max(2, round(share * data.n_classes))
         held = np.isin(data.classes, generator.permutation(data.n_classes)[:n_held])
     else:
         place = np.empty(len(data.texts))
@@ -271,7 +299,9 @@ def split_data(
             order[np.argsort(data.classes[order], kind="stable")],
             np.cumsum(np.bincount(data.classes))[:-1],
         ):
-            place[members] = np.arange(len(members)) / max(1, len(members))
+            # A random offset, so that labels of a few texts too give up their share on average.
+            place[members] = (np.arange(len(members)) + generator.random()) / max(1, len(members))
+            place[members[:1]] = 0  # never all of a label's texts
         held = place >= 1 - share
     return _subset(data, ~held), _subset(data, held)
 
@@ -287,19 +317,9 @@ def split_pairs(data: PairData, share: float, *, seed: int) -> tuple[PairData, P
     generator = np.random.default_rng(seed)
     groups = data.classes[data.pairs[:, 0]] if data.scores is None else np.arange(len(data.pairs))
     different = np.unique(groups)
-    n_held = _n_held(share, len(different), "groups of pairs")
+    n_held = max(2, round(share * len(different)))
     held = np.isin(groups, generator.permutation(different)[:n_held])
     return _of_pairs(data, ~held), _of_pairs(data, held)
-
-
-def _n_held(share: float, n_groups: int, kind: str) -> int:
-    """Return how many to hold out, such that both sides have something to tell apart."""
-    if n_groups < 4:
-        raise DataError(
-            f"val_split needs at least four {kind}, two on each side; found {n_groups}. Give eval_data, or "
-            "leave val_split out"
-        )
-    return min(max(2, round(share * n_groups)), n_groups - 2)
 
 
 def _of_pairs(data: PairData, chosen: NDArray[np.bool_]) -> PairData:

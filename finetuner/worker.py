@@ -43,20 +43,23 @@ def main(run_dir: str) -> int:
             # Torch takes seconds to import; the lock is held and the state is STARTED before that.
             from finetuner.job import Job
 
-            details = Job(run, console, stop).work()
+            job = Job(run, console, stop)
+            details = job.work()
+            # The artifact is there; a signal from now on must not make the run begin again.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         except Stopped:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             run.set_state(Status.CREATED, STOPPED)
             return EXIT_STOPPED
         except Exception as exc:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             cause = f"{type(exc).__name__}: {str(exc).strip().partition(chr(10))[0]}"
             logger.error("The run failed: %s", cause)
             console.print(traceback.format_exc(), markup=False, highlight=False)
             run.set_state(Status.FAILED, cause)
             return 1
-        # The artifact is there; a signal now must not make the run begin again.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         run.set_state(Status.FINISHED, details)
+        job.clean_up()
         return 0
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import shutil
+import signal
 import string
 import tempfile
 from pathlib import Path
@@ -101,3 +103,24 @@ def tiny_labelled():
         [label for _, label in rows],
         [f"d{i}" for i in range(len(rows))],
     )
+
+
+@pytest.fixture
+def work():
+    """The worker's main in this process, which gets its signals and its log back."""
+
+    from finetuner import worker
+
+    def work(run):
+        logger = logging.getLogger("finetuner")
+        handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+        propagate, level = logger.propagate, logger.level
+        try:
+            return worker.main(str(run.folder))
+        finally:
+            logger.propagate = propagate
+            logger.setLevel(level)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    return work

@@ -43,8 +43,8 @@ ORDER = (
     *("training_set", "gradients", "collapse", "hard_negatives", "checkpoint"),
     *("training", "artifact", "onnx_export", "encoder", "search", "evaluation"),
     *("quantization", "verdict", "runs", "run_store", "encoder_cache", "loggers"),
-    "submission",
-    *("monitoring", "run_evaluation", "publishing", "stopping", "worklog", "job", "worker"),
+    *("monitoring", "submission"),
+    *("run_evaluation", "publishing", "stopping", "worklog", "job", "worker"),
     "supervisor",
     "run_api",
 )

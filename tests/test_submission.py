@@ -1,7 +1,18 @@
 import pytest
 
+from finetuner.artifact import Manifest, pack
 from finetuner.data import read_jsonl
-from finetuner.errors import ConfigError, DataError, DataNotFoundError, ModelNotFoundError
+from finetuner.errors import (
+    ArtifactNotFound,
+    ConfigError,
+    CorruptedArtifact,
+    DataError,
+    DataNotFoundError,
+    ModelNotFoundError,
+    RunFailedError,
+    RunInProgressError,
+)
+from finetuner.models import ModelOptions, load_model, save_model
 from finetuner.pairs import read_data
 from finetuner.run_store import RunStore
 from finetuner.runs import Status
@@ -176,6 +187,221 @@ def test_refused_before_a_run_exists(workspace, changes, error, message):
         submit(request(**changes), workspace)
 
     assert RunStore(workspace).list() == []
+
+
+MORE_ROWS = [[f"text {i} of label {label}", label] for label in "abcdefgh" for i in range(4)]
+FINE = {"train_data": MORE_ROWS}
+
+
+def watching(name, **options):
+    return [*evaluated(**QUERIES, caption="test"), {"name": name, "options": options}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"val_split": 0.5, "eval_data": MORE_ROWS},
+            "eval_data and val_split are two ways to one thing; leave one out",
+        ),
+        ({"val_split": 0.95}, "val_split must be from 0 to 0.9, got 0.95"),
+        ({"val_split": -0.1}, "val_split must be from 0 to 0.9, got -0.1"),
+        ({"lora": {}, "freeze": True}, "lora and freeze exclude each other; leave one out"),
+        ({"lora": {"rnk": 4}}, "unknown field `rnk` in lora; did you mean `rank`"),
+        ({"lora": {"rank": 0}}, "lora.rank must be from 1 to 1024, got 0"),
+        (
+            {"callbacks": [{"name": "BestModelCheckpoint"}]},
+            "BestModelCheckpoint watches `val_loss`, which this run does not have; it has: "
+            "train_loss. A val_loss needs val_split or eval_data",
+        ),
+        (
+            {"callbacks": [{"name": "EarlyStopping"}]},
+            "EarlyStopping watches `val_loss`, which this run does not have",
+        ),
+        (
+            {"callbacks": watching("EarlyStopping", monitor="recall_at_k")},
+            "EarlyStopping watches `recall_at_k`, which this run does not have; it has: train_loss, "
+            "test_average_precision, .*test_recall_at_k",
+        ),
+        (
+            {"callbacks": [*watching("WiSEFTCallback"), {"name": "WiSEFTCallback"}]},
+            "a run takes one WiSEFTCallback; leave the others out",
+        ),
+        (
+            {"callbacks": [{"name": "TrainingCheckpoint", "options": {"last_k_epochs": 0}}]},
+            "TrainingCheckpoint.last_k_epochs must be at least 1, got 0",
+        ),
+        (
+            {"callbacks": [{"name": "EarlyStopping", "options": {"monitr": "x"}}]},
+            "unknown field `monitr` in EarlyStopping; did you mean `monitor`",
+        ),
+        ({"dimensions": [33]}, "at most the length of the vectors, 32, got 33"),
+        (
+            {"dimensions": [16, 8], "output_dim": 12},
+            "at most the length of the vectors, 12, got 16",
+        ),
+        ({"dimensions": [8, 8]}, r"dimensions must be different and above 0, got \[8, 8\]"),
+        ({"dimensions": [0]}, r"dimensions must be different and above 0, got \[0\]"),
+        ({"output_dim": 0}, "output_dim must be from 1 to"),
+        ({"output_dim": 9000}, "output_dim must be from 1 to 8192, got 9000"),
+        (
+            {"output_dim": 8, "model_options": {"output_dim": 9}},
+            "output_dim is 8, and model_options.output_dim is 9; leave one out",
+        ),
+        ({"hard_negatives": {"shar": 1}}, "unknown field `shar` in .*hard_negatives.*`share`"),
+        ({"hard_negatives": {"share": 2}}, "hard_negatives.share must be from 0 to 1, got 2"),
+        ({"hard_negatives": True}, "hard_negatives must be an object, got a boolean"),
+        ({"hard_negatives": {"n_candidates": 0}}, "n_candidates must be at least 1, got 0"),
+        (
+            {"loss": "ArcFaceLoss", "eval_data": MORE_ROWS},
+            "ArcFaceLoss has a centre for each label of the training data.*take val_split",
+        ),
+        (
+            {"loss_optimizer": "SGD"},
+            "TripletMarginLoss has no weights of its own to optimize.*leave loss_optimizer",
+        ),
+        (
+            {"loss": "ArcFaceLoss", "loss_optimizer": "SDG"},
+            "unknown optimizer `SDG`; did you mean `SGD`",
+        ),
+        ({"loss": "ArcFaceLoss", "loss_optimizer_options": {"rate": 1}}, "unknown option `rate`"),
+        (
+            {"optimizer_options": {"layer_wise_lr_decay": 2}},
+            "layer_wise_lr_decay must be above 0 and at most 1, got 2",
+        ),
+        (
+            {"scheduler_options": {"scheduler_step": "epcoh"}},
+            "scheduler_step must be batch or epoch, got `epcoh`",
+        ),
+        ({"precision": "fp16"}, "precision='fp16' needs a GPU; use auto, bf16 or fp32"),
+        ({"accumulation_steps": 0}, "accumulation_steps must be from 1 to"),
+        ({"gradient_cache_size": 0}, "gradient_cache_size must be from 1 to"),
+        ({"checkpoint_interval_s": -1}, "checkpoint_interval_s must be from 0 to"),
+        ({"max_gradient_norm": 0}, "max_gradient_norm must be from"),
+    ],
+)
+def test_settings_that_would_fail_later_are_refused(workspace, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        submit(request(**{**FINE, "callbacks": None, "device": "cpu", **changes}), workspace)
+
+    assert RunStore(workspace).list() == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"val_split": 0.25},
+        {"eval_data": MORE_ROWS[:8]},
+        {"val_split": 0.25, "callbacks": [{"name": "BestModelCheckpoint"}]},
+        {"eval_data": MORE_ROWS, "callbacks": [{"name": "EarlyStopping"}]},
+        {"callbacks": watching("EarlyStopping", monitor="train_loss")},
+        {"callbacks": watching("BestModelCheckpoint", monitor="test_ndcg_at_k")},
+        {"callbacks": [*evaluated(**QUERIES), {"name": "WiSEFTCallback"}]},
+        {"dimensions": [32, 8]},
+        {"dimensions": [48], "output_dim": 64},
+        {"hard_negatives": {}},
+        {"lora": {"rank": 2}},
+        {"freeze": True},
+        {"loss": "ArcFaceLoss", "val_split": 0.25, "loss_optimizer": "SGD"},
+        {"loss": "MarginLoss", "loss_options": {"learn_beta": True}, "loss_optimizer": "SGD"},
+        {"optimizer_options": {"layer_wise_lr_decay": 0.9}},
+        {"scheduler": "linear", "scheduler_options": {"scheduler_step": "epoch"}},
+    ],
+)
+def test_settings_that_fit_are_taken(workspace, changes):
+    run = submit(request(**{**FINE, "device": "cpu", **changes}), workspace)
+    assert run.state().status is Status.CREATED
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "message"),
+    [
+        (
+            MORE_ROWS[:12],  # three labels
+            {"val_split": 0.5},
+            "val_split=0.5 leaves 4 texts with 1 labels to train on and 8 texts with 2 labels to "
+            "validate with, too few for TripletMarginLoss: give more data, another val_split",
+        ),
+        (
+            [*MORE_ROWS[:2], *([f"lone {i}", i] for i in range(9))],
+            {"val_split": 0.5},
+            "too few for TripletMarginLoss",
+        ),
+        (
+            [["a", 1], ["b", 1], ["c", 2], ["d", 2]],
+            {"val_split": 0.1, "loss": "ArcFaceLoss"},
+            "4 texts with 2 labels to train on and 0 texts with 0 labels to validate with",
+        ),
+        (
+            [{"anchor": f"q{i}", "positive": f"a{i}"} for i in range(3)],
+            {"val_split": 0.5, "loss": "MultipleNegativesRankingLoss"},
+            "leaves 1 pairs to train on and 2 pairs to validate with",
+        ),
+    ],
+)
+def test_too_few_data_to_split_are_refused(workspace, rows, changes, message):
+    body = request(train_data=rows, callbacks=None, device="cpu", **changes)
+    with pytest.raises(DataError, match=message):
+        submit(body, workspace)
+
+
+def _finished(workspace, folder, **options):
+    """A run with an artifact, as the worker leaves it."""
+    run = submit(request(run_name="earlier", device="cpu", callbacks=None), workspace)
+    loaded = load_model(folder, ModelOptions(**options))
+    manifest = Manifest(
+        run_name="earlier",
+        model="tiny",
+        dim=loaded.model.dim,
+        pooler="mean",
+        normalize=True,
+        max_length=loaded.max_length,
+        input_names=loaded.model.input_names,
+        metrics={},
+        has_onnx=False,
+        created_at="",
+    )
+    saved = workspace / "saved"
+    saved.mkdir()
+    save_model(loaded, saved)
+    pack(saved, run.artifact_path, manifest=manifest)
+    run.set_state(Status.FINISHED, "Run finished")
+    return run
+
+
+def test_an_artifact_to_go_on_from_must_be_there(workspace):
+    with pytest.raises(ArtifactNotFound, match="no run and no artifact `earlier`"):
+        submit(request(model_artifact="earlier"), workspace)
+    run = submit(request(run_name="earlier"), workspace)
+    for name in ("earlier", run.spec()["artifact_id"]):
+        with pytest.raises(RunInProgressError, match="needs to be finished"):
+            submit(request(model_artifact=name), workspace)
+    run.set_state(Status.FAILED, "x")
+    with pytest.raises(RunFailedError, match="The run failed"):
+        submit(request(model_artifact="earlier"), workspace)
+    run.set_state(Status.FINISHED, "Run finished")
+    with pytest.raises(ArtifactNotFound, match="there is no artifact"):
+        submit(request(model_artifact="earlier"), workspace)
+    run.artifact_path.write_bytes(b"no zip")
+    with pytest.raises(CorruptedArtifact, match="has no readable manifest.json"):
+        submit(request(model_artifact="earlier"), workspace)
+    assert RunStore(workspace).list() == [run]
+
+
+def test_the_length_of_an_artifacts_vectors_counts(workspace, tiny_model_folder):
+    _finished(workspace, tiny_model_folder, output_dim=8)
+    with pytest.raises(ConfigError, match="at most the length of the vectors, 8, got 16"):
+        submit(request(model_artifact="earlier", dimensions=[16]), workspace)
+    with pytest.raises(ConfigError, match="output_dim is 16, but the artifact `earlier` has a tr"):
+        submit(request(model_artifact="earlier", output_dim=16), workspace)
+    submit(request(model_artifact="earlier", dimensions=[8, 4], output_dim=8), workspace)
+
+
+def test_an_artifact_without_a_head_may_get_one(workspace, tiny_model_folder):
+    _finished(workspace, tiny_model_folder)
+    with pytest.raises(ConfigError, match="at most the length of the vectors, 16, got 32"):
+        submit(request(model_artifact="earlier", dimensions=[32], output_dim=16), workspace)
+    submit(request(model_artifact="earlier", dimensions=[16], output_dim=16), workspace)
 
 
 def test_gpu_can_be_demanded(workspace, monkeypatch):
