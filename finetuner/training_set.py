@@ -20,6 +20,7 @@ from finetuner.pairs import PairData, TextPairs, Texts, as_labelled, prepare_pai
 from finetuner.tokens import TextTokenizer, TokenTable
 
 Positions = NDArray[np.int64]
+_MIN_USEFUL_SHARE = 0.5
 _MIN_PAIRS = 2
 
 
@@ -89,7 +90,25 @@ class LabelSet:
             seed=config.seed,
             rival_share=config.hard_negatives.share if config.hard_negatives else 0.0,
         )
-        return cls(tokens, data.classes, plan, config.num_items_per_class)
+        made = cls(tokens, data.classes, plan, config.num_items_per_class)
+        if plan.items_per_class == 1 and config.loss not in CENTRE_LOSSES:
+            made.check_positives()
+        return made
+
+    def check_positives(self) -> None:
+        """Refuse batches that were filled without regard to labels, where most have nothing to learn.
+
+        :raises DataError: When fewer than half of them hold two texts of one label: the loss of the rest
+            is 0, and their steps move the weights by momentum alone.
+        """
+        batches = self.plan.epoch(0)
+        classes = [self.classes[batch] for batch in batches]
+        n_useful = sum(len(np.unique(one)) < len(one) for one in classes)
+        if n_useful < _MIN_USEFUL_SHARE * len(batches):
+            raise DataError(
+                f"sampler='random': only {n_useful} of {len(batches)} batches hold two texts of one "
+                "label, and the others would teach nothing; use sampler='class' or larger batches"
+            )
 
     def notes(self) -> list[str]:
         """Return where ``num_items_per_class`` could not be kept, and why."""
