@@ -22,6 +22,8 @@ from finetuner.pair_losses import Targets
 from finetuner.tokens import TokenTable
 
 Positions = NDArray[np.int64]
+# Of padded tokens: smaller matrices are multiplied more slowly, so that less would not pay.
+_MIN_SAVING = 0.08
 
 
 @dataclass(frozen=True)
@@ -64,21 +66,24 @@ class GradientComputer:
         :param share: What the gradient is multiplied with: 1 / batches to a step of the optimizer.
         """
         own = self._own_part(positions)
-        parts = self._cut(own)
+        lengths = self.tokens.offsets[own + 1] - self.tokens.offsets[own]
+        order = np.argsort(lengths, kind="stable")
+        parts = self._cut(own[order], lengths[order])
         states: list[tuple[Tensor, ...]] = []
         embedded = []
         for part in parts:
             states.append(_random_state(self.accelerator.device))
             with torch.set_grad_enabled(self.cache_size is None):
                 embedded.append(self.embed(part))
-        own_embeddings = torch.cat(embedded).detach().requires_grad_()
+        by_length = torch.from_numpy(order).to(self.accelerator.device)
+        own_embeddings = torch.cat(embedded).detach()[by_length.argsort()].requires_grad_()
         embeddings = self._gather(own_embeddings, len(positions))
         loss = self.objective(embeddings, targets.to(self.accelerator.device))
         (loss * share).backward()
         gradient = own_embeddings.grad
         if gradient is None:  # a loss of nothing, such as one without any triplet
             gradient = torch.zeros_like(own_embeddings)
-        self._send_back(parts, embedded, gradient, states)
+        self._send_back(parts, embedded, gradient[by_length], states)
         self._sum_over_processes()
         return self._result(loss, gradient, embeddings.detach())
 
@@ -96,11 +101,13 @@ class GradientComputer:
         own: Positions = parts[self.accelerator.process_index]
         return own
 
-    def _cut(self, positions: Positions) -> list[Positions]:
-        if self.cache_size is None or self.cache_size >= len(positions):
-            return [positions]
-        starts = range(self.cache_size, len(positions), self.cache_size)
-        return np.split(positions, starts)
+    def _cut(self, positions: Positions, lengths: Positions) -> list[Positions]:
+        """Cut a batch, short texts first, into what is embedded at once."""
+        if self.cache_size is not None:
+            return np.split(positions, range(self.cache_size, len(positions), self.cache_size))
+        if self.accelerator.device.type == "cpu":
+            return np.split(positions, _best_cut(lengths))
+        return [positions]
 
     def _gather(self, own: Tensor, n_texts: int) -> Tensor:
         """Return the vectors of the whole batch; the gradient reaches this process's own ones."""
@@ -151,6 +158,16 @@ class GradientComputer:
         return BatchResult(
             loss.item(), is_active.float().mean().item(), mean_pairwise_cosine(embeddings)
         )
+
+
+def _best_cut(lengths: Positions) -> list[int]:
+    """Return where to cut texts of rising length in two, if that saves enough padding for a second pass."""
+    n = len(lengths)
+    n_padded = (
+        np.arange(n) * np.concatenate([[0], lengths[:-1]]) + np.arange(n, 0, -1) * lengths[-1]
+    )
+    place = int(np.argmin(n_padded))
+    return [place] if n_padded[place] < (1 - _MIN_SAVING) * n_padded[0] else []
 
 
 def mean_pairwise_cosine(embeddings: Tensor) -> float:

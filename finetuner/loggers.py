@@ -110,6 +110,7 @@ class _WandB:
 
         named = {name: value for name, value in asdict(callback.arguments()).items() if value}
         is_configured = {"WANDB_MODE", "WANDB_API_KEY"} & os.environ.keys()
+        self._teardown = wandb.teardown
         self._run = wandb.init(
             dir=str(run.folder),
             mode=None if is_configured else "offline",
@@ -122,7 +123,10 @@ class _WandB:
         self._run.log(dict(metrics), step=step)
 
     def close(self, *, succeeded: bool) -> None:
-        self._run.finish(exit_code=0 if succeeded else 1)
+        try:
+            self._run.finish(exit_code=0 if succeeded else 1)
+        finally:
+            self._teardown()  # waits for W&B's process, which writes the file after `finish` too
 
 
 class _MLflow:

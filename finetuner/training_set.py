@@ -20,6 +20,8 @@ from finetuner.pairs import PairData, TextPairs, Texts, as_labelled, prepare_pai
 from finetuner.tokens import TextTokenizer, TokenTable
 
 Positions = NDArray[np.int64]
+_MIN_USEFUL_SHARE = 0.5
+_MIN_PAIRS = 2
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,25 @@ class LabelSet:
             seed=config.seed,
             rival_share=config.hard_negatives.share if config.hard_negatives else 0.0,
         )
-        return cls(tokens, data.classes, plan, config.num_items_per_class)
+        made = cls(tokens, data.classes, plan, config.num_items_per_class)
+        if plan.items_per_class == 1 and config.loss not in CENTRE_LOSSES:
+            made.check_positives()
+        return made
+
+    def check_positives(self) -> None:
+        """Refuse batches that were filled without regard to labels, where most have nothing to learn.
+
+        :raises DataError: When fewer than half of them hold two texts of one label: the loss of the rest
+            is 0, and their steps move the weights by momentum alone.
+        """
+        batches = self.plan.epoch(0)
+        classes = [self.classes[batch] for batch in batches]
+        n_useful = sum(len(np.unique(one)) < len(one) for one in classes)
+        if n_useful < _MIN_USEFUL_SHARE * len(batches):
+            raise DataError(
+                f"sampler='random': only {n_useful} of {len(batches)} batches hold two texts of one "
+                "label, and the others would teach nothing; use sampler='class' or larger batches"
+            )
 
     def notes(self) -> list[str]:
         """Return where ``num_items_per_class`` could not be kept, and why."""
@@ -245,12 +265,17 @@ def split(
 
     :raises DataError: When one of the two would have nothing to compare.
     """
-    if isinstance(data, PairData):
-        return split_pairs(data, config.val_split, seed=config.seed)
+    kept: TrainingData | PairData
+    held: TrainingData | PairData
     by_label = config.loss not in CENTRE_LOSSES
-    kept, held = split_data(data, config.val_split, by_label=by_label, seed=config.seed)
-    # A text is compared with its label's centre, which is there, or with others of both kinds.
-    if not (all(map(_is_comparable, (kept, held))) if by_label else held.texts):
+    if isinstance(data, PairData):
+        kept, held = split_pairs(data, config.val_split, seed=config.seed)
+        is_enough = min(len(kept.pairs), len(held.pairs)) >= _MIN_PAIRS
+    else:
+        kept, held = split_data(data, config.val_split, by_label=by_label, seed=config.seed)
+        # A centre is there for every label; only texts that lie between themselves need company.
+        is_enough = all(map(_is_comparable, (kept, held))) if by_label else len(held.texts) > 0
+    if not is_enough:
         raise DataError(
             f"val_split={config.val_split} leaves {_extent(kept)} to train on and {_extent(held)} to "
             f"validate with, too few for {config.loss}: give more data, another val_split, or eval_data"
@@ -264,7 +289,9 @@ def _is_comparable(data: TrainingData) -> bool:
     return len(sizes) > 1 and bool(sizes.max() > 1)
 
 
-def _extent(data: TrainingData) -> str:
+def _extent(data: TrainingData | PairData) -> str:
+    if isinstance(data, PairData):
+        return f"{len(data.pairs)} pairs"
     return f"{len(data.texts)} texts with {len(np.unique(data.classes))} labels"
 
 
@@ -282,7 +309,7 @@ def split_data(
     """
     generator = np.random.default_rng(seed)
     if by_label:
-        n_held = _n_held(share, data.n_classes, "labels")
+        n_held = max(2, round(share * data.n_classes))
         held = np.isin(data.classes, generator.permutation(data.n_classes)[:n_held])
     else:
         place = np.empty(len(data.texts))
@@ -309,19 +336,9 @@ def split_pairs(data: PairData, share: float, *, seed: int) -> tuple[PairData, P
     generator = np.random.default_rng(seed)
     groups = data.classes[data.pairs[:, 0]] if data.scores is None else np.arange(len(data.pairs))
     different = np.unique(groups)
-    n_held = _n_held(share, len(different), "groups of pairs")
+    n_held = max(2, round(share * len(different)))
     held = np.isin(groups, generator.permutation(different)[:n_held])
     return _of_pairs(data, ~held), _of_pairs(data, held)
-
-
-def _n_held(share: float, n_groups: int, kind: str) -> int:
-    """Return how many to hold out, such that both sides have something to tell apart."""
-    if n_groups < 4:
-        raise DataError(
-            f"val_split needs at least four {kind}, two on each side; found {n_groups}. Give eval_data, or "
-            "leave val_split out"
-        )
-    return min(max(2, round(share * n_groups)), n_groups - 2)
 
 
 def _of_pairs(data: PairData, chosen: NDArray[np.bool_]) -> PairData:

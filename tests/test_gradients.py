@@ -12,7 +12,7 @@ import torch
 from finetuner.config import Precision, RunConfig
 from finetuner.data import prepare_training
 from finetuner.device import build_accelerator
-from finetuner.gradients import GradientComputer, mean_pairwise_cosine
+from finetuner.gradients import GradientComputer, _best_cut, mean_pairwise_cosine
 from finetuner.models import load_model
 from finetuner.objective import build_objective
 from finetuner.pair_losses import Targets
@@ -85,8 +85,10 @@ def test_cached_parts_draw_the_same_dropout_twice(tiny_model_folder, texts):
     kept = _computer(tiny_model_folder, texts, options)
     torch.manual_seed(1)
     positions = np.arange(_N_TEXTS)
-    parts = [kept.embed(part) for part in np.split(positions, range(4, _N_TEXTS, 4))]
-    kept.objective(torch.cat(parts), _targets("SupConLoss")).backward()
+    order = np.argsort(kept.tokens.lengths, kind="stable")
+    parts = [kept.embed(part) for part in np.split(positions[order], range(4, _N_TEXTS, 4))]
+    embeddings = torch.cat(parts)[torch.from_numpy(order).argsort()]
+    kept.objective(embeddings, _targets("SupConLoss")).backward()
     for left, parameter in zip(
         found, [p for p in kept.model.parameters() if p.grad is not None], strict=True
     ):
@@ -96,9 +98,9 @@ def test_cached_parts_draw_the_same_dropout_twice(tiny_model_folder, texts):
 
 def test_gradient_without_cache_is_plain_autograd(tiny_model_folder, texts):
     options = _LOSSES[0]
-    computer = _computer(tiny_model_folder, texts, options)
+    computer = _computer(tiny_model_folder, texts, options, dropout=False)
     result, found = _gradients(computer, options, share=0.25)
-    plain = _computer(tiny_model_folder, texts, options)
+    plain = _computer(tiny_model_folder, texts, options, dropout=False)
     torch.manual_seed(1)
     loss = plain.objective(plain.embed(np.arange(_N_TEXTS)), _targets("SupConLoss"))
     (loss / 4).backward()
@@ -116,6 +118,20 @@ def test_gradients_of_several_batches_add_up(tiny_model_folder, texts):
     _, expected = _gradients(_computer(tiny_model_folder, texts, options, dropout=False), options)
     for left, right in zip(found, expected, strict=True):
         torch.testing.assert_close(left, right)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([5, 5, 5, 40], [3]),
+        ([10, 10, 30, 30], [2]),
+        ([10, 10, 10, 10], []),
+        ([30, 31, 32, 33], []),
+        ([7], []),
+    ],
+)
+def test_batch_is_cut_where_that_saves_most_padding(lengths, expected):
+    assert _best_cut(np.array(lengths)) == expected
 
 
 def test_active_is_the_share_of_texts_that_the_loss_moves(tiny_model_folder, texts):

@@ -4,6 +4,8 @@ import socket
 import subprocess
 import sys
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import orjson
 import pytest
@@ -37,14 +39,26 @@ WRITTEN = {
 }
 
 
+@pytest.fixture(scope="module")
+def trap():
+    """A proxy that notes who calls; of the whole module, as W&B's process outlives a test."""
+    callers = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=_note_callers, args=(server, callers), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", callers
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
 @pytest.fixture(autouse=True)
-def proxy(monkeypatch, tmp_path):
-    """Let nothing out: sockets of this process to loopback only, other processes' HTTP to a trap.
+def _nothing_gets_out(monkeypatch, tmp_path, trap):
+    """Let this process's sockets reach loopback only, and lead HTTP of others to the trap.
 
     W&B sends from a process of its own, written in Go, which honours the proxy variables.
     """
     before = dict(os.environ)
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "MLFLOW_TRACKING_URI"):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "MLFLOW_TRACKING_URI", "NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     connect = socket.socket.connect
 
@@ -54,17 +68,11 @@ def proxy(monkeypatch, tmp_path):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect_near)
-    callers = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        trap = threading.Thread(target=_note_callers, args=(server, callers), daemon=True)
-        trap.start()
-        url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
-            monkeypatch.setenv(name, url)
-        monkeypatch.setenv("HOME", str(tmp_path / "home"))
-        yield url
-        server.shutdown(socket.SHUT_RDWR)
-        trap.join()
+    url, callers = trap
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, url)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    yield
     os.environ.clear()  # `open_logger` sets defaults in it
     os.environ.update(before)
     assert callers == []
@@ -106,7 +114,7 @@ def _tensorboard(folder):
         name: [(event.step, event.value) for event in found.Scalars(name)]
         for name in found.Tags()["scalars"]
     }
-    (settings,) = found.Tensors("settings/text_summary")
+    *_, settings = found.Tensors("settings/text_summary")
     return scalars, settings.tensor_proto.string_val[0].decode()
 
 
@@ -177,6 +185,21 @@ def test_wandb_arguments_replace_the_names(run):
     assert (header.project, header.display_name, header.run_group) == ("p", "n", "g")
 
 
+@pytest.mark.parametrize(
+    ("environment", "mode"),
+    [({}, "offline"), ({"WANDB_API_KEY": "k"}, None), ({"WANDB_MODE": "online"}, None)],
+)
+def test_wandb_is_offline_unless_the_operator_has_set_it(run, monkeypatch, environment, mode):
+    given = {}
+    init = given.update
+    fake = SimpleNamespace(init=init, teardown=None)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    open_logger(WandBLogger(), run)
+    assert (given["mode"], given["dir"]) == (mode, str(run.folder))
+
+
 @pytest.mark.slow
 def test_training_survives_the_end_of_wandbs_own_process(run):
     code = """
@@ -214,7 +237,6 @@ def _mlflow(folder):
     return found, history
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("succeeded", "status"), [(True, "FINISHED"), (False, "FAILED")])
 def test_mlflow_reads_what_was_written(run, succeeded, status):
     _write(open_logger(MLflowLogger(), run), succeeded=succeeded)
@@ -230,7 +252,6 @@ def test_mlflow_reads_what_was_written(run, succeeded, status):
     }
 
 
-@pytest.mark.slow
 def test_mlflow_takes_names_and_values_that_it_would_refuse(run):
     long = LoggedRun(run.folder, "r1", "quora", {"description": "x" * 300})
     logger = open_logger(MLflowLogger(), long)
@@ -241,17 +262,26 @@ def test_mlflow_takes_names_and_values_that_it_would_refuse(run):
     assert found.data.params == {"description": "x" * 250}
 
 
-@pytest.mark.slow
-def test_an_mlflow_server_that_is_away_is_a_warning(run, monkeypatch, caplog):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+class _Refusal(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_error(403, "not yours")
+
+    def log_message(self, *args):
+        pass
+
+
+def test_an_mlflow_server_that_refuses_is_a_warning(run, monkeypatch, caplog):
     for name in ("HTTP_PROXY", "http_proxy"):
         monkeypatch.delenv(name)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    with caplog.at_level(logging.WARNING, "finetuner"):
-        _write(open_logger(MLflowLogger(), run))
-    (message,) = caplog.messages
-    assert message.startswith("MLflowLogger failed and writes no more: ")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Refusal) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        with caplog.at_level(logging.WARNING, "finetuner"):
+            _write(open_logger(MLflowLogger(), run))
+        server.shutdown()
+    (message,) = [text for text in caplog.messages if text.startswith("MLflowLogger")]
+    assert message.startswith("MLflowLogger failed and writes no more: MlflowException: ")
+    assert "403" in message
     assert not (run.folder / "mlruns").exists()
 
 
