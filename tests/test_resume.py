@@ -12,7 +12,8 @@ from finetuner.config import HardNegatives, Precision, RunConfig
 from finetuner.data import prepare_training
 from finetuner.models import load_model
 from finetuner.pairs import read_rows
-from finetuner.training import TrainingHooks, train
+from finetuner.trainer import TrainingHooks
+from finetuner.training import train
 from finetuner.training_set import prepare
 
 _CPU = torch.device("cpu")
@@ -311,7 +312,7 @@ def test_a_training_that_is_over_stays_over(tiny_model_folder, data, store):
 def test_a_long_interval_saves_at_the_ends_of_epochs_alone(
     tiny_model_folder, data, store, monkeypatch
 ):
-    monkeypatch.setattr("finetuner.training._EPOCH_END_SHARE", 0.0)
+    monkeypatch.setattr("finetuner.trainer._EPOCH_END_SHARE", 0.0)
     _train(tiny_model_folder, data, _config(checkpoint_interval_s=1e9), _Host([]), store)
     assert sorted(path.name for path in store.folder.glob("*.pt")) == [
         "step-000000006.pt",
