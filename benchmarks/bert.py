@@ -179,7 +179,8 @@ def run_training(job: Row) -> Row:
     from finetuner.config import Precision, RunConfig
     from finetuner.data import TrainingData
     from finetuner.models import load_model
-    from finetuner.training import TrainingHooks, train
+    from finetuner.trainer import TrainingHooks
+    from finetuner.training import train
 
     n_texts = job["batch_size"] * (job["steps"] + 1)
     data = TrainingData(draw_texts(n_texts), np.arange(n_texts) // 2, n_repeated=0, n_ambiguous=0)

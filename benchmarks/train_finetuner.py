@@ -17,7 +17,8 @@ from finetuner.config import Precision, RunConfig
 from finetuner.data import TrainingData
 from finetuner.encoder import torch_encoder
 from finetuner.models import load_model
-from finetuner.training import TrainingHooks, train
+from finetuner.trainer import TrainingHooks
+from finetuner.training import train
 
 
 def configure(job: Row) -> RunConfig:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-import shutil
-import tempfile
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -29,10 +25,10 @@ from finetuner.checkpoint import CheckpointStore
 from finetuner.data import TrainingData
 from finetuner.device import resolve_device
 from finetuner.loggers import LoggedRun, open_loggers
-from finetuner.models import LoadedModel, ModelOptions, load_model, save_model
+from finetuner.models import LoadedModel, ModelOptions, load_model
 from finetuner.monitoring import BestWeights, StopWatch
 from finetuner.pairs import PairData, read_data
-from finetuner.publishing import Publisher
+from finetuner.publishing import Publisher, keep_model, remove_leftovers
 from finetuner.run_evaluation import RunEvaluations
 from finetuner.run_store import RunStore
 from finetuner.runs import (
@@ -50,7 +46,8 @@ from finetuner.runs import (
 )
 from finetuner.schema import read
 from finetuner.stopping import StopSignal
-from finetuner.training import EpochEnd, Progress, TrainingHooks, train
+from finetuner.trainer import EpochEnd, Progress, TrainingHooks
+from finetuner.training import train
 from finetuner.training_set import describe, prepare, split
 from finetuner.verdict import Outcome
 from finetuner.worklog import EpochLine
@@ -90,7 +87,7 @@ class Job:
         if saved is None:
             for name in (METRICS_FILE, STEPS_FILE, "examples.json", VERDICT_FILE):
                 (self._run.folder / name).unlink(missing_ok=True)
-        _remove_leftovers(self._run.folder)
+        remove_leftovers(self._run.folder)
         self._loaded = self._load()
         untuned = self._adapt()
         device, warning = resolve_device(self._config.device)
@@ -299,40 +296,6 @@ class Job:
                 self._config.callbacks_of(BestModelCheckpoint), state["best_weights"], strict=True
             )
         ]
-
-
-def keep_model(run: Run, loaded: LoadedModel, epoch: int, *, n_kept: int) -> None:
-    """Write a model as ``epochs/epoch-N`` of a run, whole or not at all, and drop the oldest.
-
-    :param run: The run.
-    :param loaded: The model; LoRA is merged in what is written, and goes on in the model itself.
-    :param epoch: From 1.
-    :param n_kept: Models to keep, at least 1.
-    """
-    if hasattr(loaded.model.backbone, "peft_config"):
-        loaded = replace(loaded, model=copy.deepcopy(loaded.model))
-        merge_lora(loaded.model)
-    folder = run.folder / "epochs"
-    folder.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-        new = Path(temporary) / "model"
-        new.mkdir()
-        save_model(loaded, new)
-        target = folder / f"epoch-{epoch}"
-        shutil.rmtree(target, ignore_errors=True)
-        new.rename(target)
-    kept = sorted(folder.glob("epoch-*"), key=lambda path: int(path.name.partition("-")[2]))
-    for old in kept[:-n_kept]:
-        shutil.rmtree(old)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files and folders of a worker that was killed; the lock is held."""
-    for path in (*folder.glob(".*"), *folder.glob("epochs/.*")):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def _copied(loaded: LoadedModel) -> dict[str, Tensor]:

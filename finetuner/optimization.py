@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import SchedulerType, get_scheduler
 
-from finetuner.config import RunConfig
+from finetuner.config import DEFAULT_LOSS_LEARNING_RATE, RunConfig
 from finetuner.errors import ConfigError
 from finetuner.losses import build, check_name
 
@@ -54,6 +54,30 @@ def build_optimizer(
     if "fused" in inspect.signature(cls).parameters and not is_other:
         arguments.setdefault("fused", True)
     return build("optimizer", name, cls, arguments)  # type: ignore[no-any-return]  # Any of a class
+
+
+def build_loss_optimizer(
+    config: RunConfig, objective: torch.nn.Module
+) -> torch.optim.Optimizer | None:
+    """Build the optimizer of a loss's own weights, such as class centres.
+
+    :param config: ``loss_optimizer`` and its options; by default that of the model, with a rate of 0.01.
+    :param objective: The loss.
+    :returns: None when the loss has no weights.
+    :raises ConfigError: As :func:`build_optimizer`.
+    """
+    parameters = list(objective.parameters())
+    if not parameters:
+        if config.loss_optimizer or config.loss_optimizer_options:
+            raise ConfigError(
+                f"{config.loss} has no weights of its own to optimize, as ArcFaceLoss and its kin have: "
+                "leave loss_optimizer and loss_optimizer_options out"
+            )
+        return None
+    options = dict(config.loss_optimizer_options)
+    rate = options.pop("lr", DEFAULT_LOSS_LEARNING_RATE)
+    name = config.loss_optimizer or config.optimizer
+    return build_optimizer(name, parameters, learning_rate=rate, options=options)
 
 
 def build_scheduler(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from finetuner.adaptation import merge_lora
 from finetuner.artifact import ONNX_GRAPH, Manifest, VariantFigures, pack
 from finetuner.config import RunConfig
 from finetuner.models import LoadedModel, ModelOptions, save_model
@@ -101,3 +104,37 @@ class Publisher:
         for figures in found:
             logger.log(logging.INFO if figures.file else logging.WARNING, describe(figures))
         return found
+
+
+def keep_model(run: Run, loaded: LoadedModel, epoch: int, *, n_kept: int) -> None:
+    """Write a model as ``epochs/epoch-N`` of a run, whole or not at all, and drop the oldest.
+
+    :param run: The run.
+    :param loaded: The model; LoRA is merged in what is written, and goes on in the model itself.
+    :param epoch: From 1.
+    :param n_kept: Models to keep, at least 1.
+    """
+    if hasattr(loaded.model.backbone, "peft_config"):
+        loaded = replace(loaded, model=copy.deepcopy(loaded.model))
+        merge_lora(loaded.model)
+    folder = run.folder / "epochs"
+    folder.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+        new = Path(temporary) / "model"
+        new.mkdir()
+        save_model(loaded, new)
+        target = folder / f"epoch-{epoch}"
+        shutil.rmtree(target, ignore_errors=True)
+        new.rename(target)
+    kept = sorted(folder.glob("epoch-*"), key=lambda path: int(path.name.partition("-")[2]))
+    for old in kept[:-n_kept]:
+        shutil.rmtree(old)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders of a worker that was killed; the lock is held."""
+    for path in (*folder.glob(".*"), *folder.glob("epochs/.*")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

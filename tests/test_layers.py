@@ -41,7 +41,7 @@ ORDER = (
     ),
     *("adaptation", "batching", "losses", "pair_losses", "objective", "optimization"),
     *("training_set", "gradients", "collapse", "hard_negatives", "checkpoint"),
-    *("training", "artifact", "onnx_export", "encoder", "search", "evaluation"),
+    *("trainer", "training", "artifact", "onnx_export", "encoder", "search", "evaluation"),
     *("quantization", "verdict", "runs", "run_store", "encoder_cache", "loggers"),
     *("monitoring", "submission"),
     *("run_evaluation", "publishing", "stopping", "worklog", "job", "worker"),

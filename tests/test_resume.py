@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from finetuner.config import HardNegatives, Precision, RunConfig
 from finetuner.data import prepare_training
 from finetuner.models import load_model
 from finetuner.pairs import read_rows
-from finetuner.training import TrainingHooks, train
+from finetuner.trainer import TrainingHooks
+from finetuner.training import train
 from finetuner.training_set import prepare
 
 _CPU = torch.device("cpu")
@@ -313,8 +315,9 @@ def test_an_epochs_end_needs_a_tenth_of_the_interval(
     interval_s, n_saved, tiny_model_folder, data, store, monkeypatch
 ):
     """A clock that goes on by a second each time it is read: once to ask, and once to save."""
-    clock = itertools.count()
-    monkeypatch.setattr("finetuner.training.time.monotonic", lambda: float(next(clock)))
+    seconds = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: float(next(seconds)))
+    monkeypatch.setattr("finetuner.trainer.time", clock)
     config = _config(checkpoint_interval_s=interval_s)
     _train(tiny_model_folder, data, config, _Host([]), store)
     assert store.n_saved == n_saved

@@ -13,7 +13,8 @@ from finetuner.encoder import torch_encoder
 from finetuner.errors import ConfigError, TrainingError
 from finetuner.evaluation import EvaluationSet, evaluate
 from finetuner.models import load_model
-from finetuner.training import Progress, TrainingHooks, check_training, train
+from finetuner.trainer import Progress, TrainingHooks
+from finetuner.training import check_training, train
 
 _CPU = torch.device("cpu")
 
@@ -127,7 +128,7 @@ def test_progress_holds_the_mean_loss_of_the_epoch(loaded, data, monkeypatch):
         return embeddings.sum() * 0 + next(losses)
 
     monkeypatch.setattr(
-        "finetuner.training.build_objective", lambda *args, **options: AsLoss(constant)
+        "finetuner.trainer.build_objective", lambda *args, **options: AsLoss(constant)
     )
     recorder = _train(loaded, data, _config(epochs=2))
     assert [step.loss for step in recorder.steps] == [1.0, 0.75, 0.75, 8.0, 4.0, 3.0]
@@ -141,7 +142,7 @@ def test_a_batch_reaches_model_and_loss_together(loaded, data, monkeypatch):
         seen.append((embeddings.detach().numpy(), targets.classes.numpy()))
         return embeddings.sum() * 0
 
-    monkeypatch.setattr("finetuner.training.build_objective", lambda *args, **options: AsLoss(note))
+    monkeypatch.setattr("finetuner.trainer.build_objective", lambda *args, **options: AsLoss(note))
     for module in loaded.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -211,7 +212,7 @@ def test_the_step_that_diverges_is_named(loaded, data, monkeypatch):
         return embeddings.sum() * 0 + next(losses)
 
     monkeypatch.setattr(
-        "finetuner.training.build_objective", lambda *args, **options: AsLoss(constant)
+        "finetuner.trainer.build_objective", lambda *args, **options: AsLoss(constant)
     )
     with pytest.raises(TrainingError, match="the loss became inf in step 2 of epoch 2;"):
         _train(loaded, data, _config(epochs=2))
@@ -256,7 +257,7 @@ def test_learning_rate_of_each_step(loaded, data, monkeypatch, scheduler, option
 
 def test_gradients_are_cut_to_length_one(loaded, data, monkeypatch):
     monkeypatch.setattr(
-        "finetuner.training.build_objective",
+        "finetuner.trainer.build_objective",
         lambda *args, **options: AsLoss(lambda embeddings, targets: embeddings[:, 0].sum() * 1e4),
     )
     before = _weights(loaded)

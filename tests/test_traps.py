@@ -22,7 +22,8 @@ from finetuner.models import load_model
 from finetuner.objective import build_objective
 from finetuner.pair_losses import MultipleNegativesRankingLoss, Targets
 from finetuner.tokens import TokenTable
-from finetuner.training import TrainingHooks, check_training, train
+from finetuner.trainer import TrainingHooks
+from finetuner.training import check_training, train
 
 _CPU = torch.device("cpu")
 _TEXTS = [f"{word} {number}" for number in range(8) for word in ("apple", "river")]

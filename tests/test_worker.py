@@ -21,7 +21,7 @@ from finetuner.publishing import Publisher
 from finetuner.run_evaluation import RunEvaluations
 from finetuner.runs import EXIT_STOPPED, STOPPED, Run, Status
 from finetuner.submission import submit
-from finetuner.training import Trainer
+from finetuner.trainer import Trainer
 
 _TIMEOUT_S = 120
 
