@@ -110,7 +110,10 @@ def build_objective(config: RunConfig, *, n_classes: int, dim: int) -> Objective
     :raises ConfigError: When a name, an option or a dimension is wrong, or the batch is too large for the
         loss.
     """
-    needed_data(config.loss)
+    if needed_data(config.loss) is Need.SCORES and config.hard_negatives is not None:
+        raise ConfigError(
+            f"{config.loss} compares pairs by their scores and takes no hard_negatives; leave them out"
+        )
     check_batch_size(ALIASES.get(config.loss, config.loss), config.batch_size)
     dimensions = _dimensions(config.dimensions, dim)
     return Objective({d: _build(config, n_classes=n_classes, dim=d) for d in dimensions})

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from finetuner.config import RunConfig
+from finetuner.config import HardNegatives, RunConfig
 from finetuner.errors import ConfigError
 from finetuner.losses import CENTRE_LOSSES, LOSSES, REFUSED
 from finetuner.objective import Need, build_objective, needed_data
@@ -84,6 +84,7 @@ def test_matryoshka_has_centres_of_each_length():
     [
         ({"loss": "SupConLoss", "dimensions": (16, 4)}, "at most the model's 8, got 16"),
         ({"loss": "CoSENTLoss", "miner": "BatchHardMiner"}, "CoSENTLoss takes no miner"),
+        ({"loss": "CoSENTLoss", "hard_negatives": HardNegatives()}, "takes no hard_negatives"),
         ({"loss": "CoSENTLoss", "loss_options": {"scal": 1}}, "did you mean `scale`"),
         (
             {"loss": "SupConLoss", "loss_options": {"distance": "Cosine"}},
