@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from docarray import Document, DocumentArray
-from jina import Executor, Flow
+from jina import Executor
 from jina.excepts import BadServer
 
 from finetuner.artifact import Manifest, pack
@@ -63,8 +63,8 @@ def test_top_manifest_in_anyones_flow(artifact):
     assert "SHAPE (3, 32) float32" in result.stdout, result.stderr[-2000:]
 
 
-def test_vectors_are_those_of_the_encoder(artifact):
-    with Flow().add(uses=MANIFEST, uses_with={"artifact": str(artifact)}) as flow:
+def test_vectors_are_those_of_the_encoder(open_flow, artifact):
+    with open_flow(MANIFEST, {"artifact": str(artifact)}) as flow:
         sent = DocumentArray([Document(id=f"id{i}", text=t) for i, t in enumerate(TEXTS)])
         documents = flow.post("/encode", sent, parameters={"batch_size": 1})
         with pytest.raises(BadServer, match="DataError: document 2 .* has no text"):
@@ -75,10 +75,9 @@ def test_vectors_are_those_of_the_encoder(artifact):
     )
 
 
-def test_without_an_artifact_a_request_must_name_one(tmp_path):
-    flow = Flow().add(uses=MANIFEST, uses_with={"workspace_dir": str(tmp_path)}, quiet_error=True)
+def test_without_an_artifact_a_request_must_name_one(open_flow, tmp_path):
     documents = DocumentArray([Document(text="x")])
-    with flow:
+    with open_flow(MANIFEST, {"workspace_dir": str(tmp_path)}) as flow:
         with pytest.raises(BadServer, match="name the artifact: parameters="):
             flow.post("/encode", documents)
         with pytest.raises(BadServer, match="no run and no artifact `none`"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import orjson
 import pytest
 from docarray import Document, DocumentArray
-from jina import Executor, Flow
+from jina import Executor
 from jina.excepts import BadServer
 
 from finetuner.errors import ConfigError
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 MANIFEST = str(Path(__file__).parents[2] / "executors" / "finetuner" / "config.yml")
 
 
-def test_fit_through_jinas_own_gateway(tmp_path, tiny_model_folder):
+def test_fit_through_jinas_own_gateway(open_flow, tmp_path, tiny_model_folder):
     documents = DocumentArray(
         [
             Document(text=f"{form} {i}", tags={"finetuner_label": i})
@@ -25,8 +25,7 @@ def test_fit_through_jinas_own_gateway(tmp_path, tiny_model_folder):
         ]
     )
     parameters = {"model": str(tiny_model_folder), "run_name": "r", "epochs": 1, "device": "cpu"}
-    flow = Flow().add(uses=MANIFEST, uses_with={"workspace_dir": str(tmp_path)}, quiet_error=True)
-    with flow:
+    with open_flow(MANIFEST, {"workspace_dir": str(tmp_path)}) as flow:
         run = orjson.loads(flow.post("/fit", documents, parameters=parameters)[0].text)
         assert run["status"] == "CREATED"
         deadline = time.monotonic() + 60
