@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,12 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from jina import Client
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from jina.helper import random_port
 
 
 @pytest.fixture
@@ -29,7 +23,7 @@ def open_flow(tmp_path):
 
     @contextmanager
     def open_flow(uses, uses_with):
-        port = _free_port()
+        port = random_port()
         executor = {"name": "executor", "uses": str(uses), "uses_with": uses_with}
         flow = {"jtype": "Flow", "with": {"port": port}, "executors": [executor]}
         path, log = tmp_path / "flow.yml", tmp_path / "flow.txt"
@@ -49,11 +43,10 @@ def open_flow(tmp_path):
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.2)
             yield client
+            # Ctrl-C, not SIGTERM: that ends `jina flow` alone and leaves its parts running.
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0, log.read_text()
         finally:
-            # As Ctrl-C in a terminal does: to the whole group, for `jina flow` passes no signal on.
-            os.killpg(process.pid, signal.SIGINT)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(30)
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
