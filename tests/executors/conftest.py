@@ -34,15 +34,17 @@ def open_flow(tmp_path):
                 start_new_session=True,
                 stdout=output,
                 stderr=output,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
         try:
-            client = Client(port=port)
             deadline = time.monotonic() + 90
-            while not client.is_flow_ready():
+            # The command's own word, not the gateway's: that answers before the Flow has finished
+            # starting, and a Ctrl-C in between may leave `jina flow` waiting for ever.
+            while "ready to serve" not in log.read_text():
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.2)
-            yield client
+            yield Client(port=port)
             # Ctrl-C, not SIGTERM: that ends `jina flow` alone and leaves its parts running.
             process.send_signal(signal.SIGINT)
             assert process.wait(30) == 0, log.read_text()
