@@ -6,16 +6,20 @@ FinetunerError
 ├─ NotFoundError (LookupError)                404
 │  ├─ EndpointNotFoundError                        no executor of the Flow has the endpoint
 │  ├─ RunNotFoundError, ExperimentNotFoundError, DataNotFoundError
-│  └─ ModelNotFoundError, ArtifactNotFound
+│  └─ ModelNotFoundError, ArtifactNotFound, AliasNotFoundError
 ├─ ConflictError (RuntimeError)               409
 │  ├─ RunExistsError                               the name is taken
-│  └─ RunPreparingError, RunInProgressError, RunFailedError
+│  ├─ RunPreparingError, RunInProgressError, RunFailedError
+│  ├─ DigestMismatchError                          the artifact served is not the one that was pinned
+│  └─ PromotionRefusedError                        an alias may not point there
 ├─ TooLargeError (ValueError)                 413
 ├─ ConfigError (ValueError)                   422  unknown field, wrong type, out of range
 ├─ DataError (ValueError)                     422  the data cannot train or evaluate
 ├─ CorruptedArtifact (ValueError)             422
 ├─ KeysMismatchError (ValueError)             422  two sets of weights are not of one model
+├─ OverloadedError (RuntimeError)             429  more is waiting than can be answered in time
 ├─ UnavailableError (ConnectionError)         503  a server or an executor does not answer
+├─ DeadlineExceededError (TimeoutError)       504  not answered within the time that the client gave
 ├─ TrainingError (RuntimeError)               500  training cannot go on
 └─ FinetunerServerError (RuntimeError)        500  anything the server did not foresee
 
@@ -75,6 +79,10 @@ class ArtifactNotFound(NotFoundError):  # noqa: N818 - the name that clients of 
     """No artifact under that path, id or run name."""
 
 
+class AliasNotFoundError(NotFoundError):
+    """No alias of that name."""
+
+
 class ConflictError(FinetunerError, RuntimeError):
     """The request is well formed and does not fit the present state."""
 
@@ -95,6 +103,14 @@ class RunInProgressError(ConflictError):
 
 class RunFailedError(ConflictError):
     """The run failed, so there will be no artifact."""
+
+
+class DigestMismatchError(ConflictError):
+    """The artifact served is not the one that the client pinned."""
+
+
+class PromotionRefusedError(ConflictError):
+    """The rule of an alias does not let it point to that run."""
 
 
 class TooLargeError(FinetunerError, ValueError):
@@ -127,10 +143,22 @@ class KeysMismatchError(FinetunerError, ValueError):
     http_status = 422
 
 
+class OverloadedError(FinetunerError, RuntimeError):
+    """More is waiting than can be answered in time; the sentence says when to come back."""
+
+    http_status = 429
+
+
 class UnavailableError(FinetunerError, ConnectionError):
     """A server or an executor does not answer."""
 
     http_status = 503
+
+
+class DeadlineExceededError(FinetunerError, TimeoutError):
+    """The request was not answered within the time that the client gave."""
+
+    http_status = 504
 
 
 class TrainingError(FinetunerError, RuntimeError):
