@@ -16,6 +16,7 @@ from pathlib import Path
 
 from finetuner.artifact import ONNX_GRAPH
 from finetuner.backbones import locate
+from finetuner.backends import EncoderPrecision
 from finetuner.config import OnnxVariant, workspace_dir
 from finetuner.csv_file import CSVOptions, read_csv
 from finetuner.encoder import onnx_encoder
@@ -47,7 +48,10 @@ def main() -> None:
         for figures in found:
             if figures.file:
                 encoders[figures.name] = onnx_encoder(
-                    folder / figures.file, tokenizer, dim=dim, variant=figures.name
+                    folder / figures.file,
+                    tokenizer,
+                    dim=dim,
+                    precision=EncoderPrecision(figures.name),
                 )
         size_bytes = (folder / ONNX_GRAPH).stat().st_size
     speeds = dict.fromkeys(encoders, 0.0)

@@ -6,8 +6,9 @@ import threading
 from collections import OrderedDict
 from pathlib import Path
 
+from finetuner.backends import Backend
 from finetuner.config import Device
-from finetuner.encoder import Backend, Encoder, load_encoder
+from finetuner.encoder import Encoder, load_encoder
 from finetuner.errors import ConfigError
 from finetuner.run_store import RunStore
 

@@ -11,7 +11,7 @@ from docarray import DocumentArray
 from numpy.typing import ArrayLike, NDArray
 
 from finetuner.backbones import BACKBONES
-from finetuner.config import Device, OnnxVariant, workspace_dir
+from finetuner.config import Device, workspace_dir
 from finetuner.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def get_model(
     logging_level: str = "WARNING",
     is_onnx: bool = False,
     *,
-    variant: OnnxVariant | None = None,
+    precision: str = "fp32",
 ) -> Encoder:
     """Load a fine-tuned model.
 
@@ -68,15 +68,19 @@ def get_model(
     :param token: Accepted and not used, as are ``batch_size``, ``select_model``, ``logging_level``.
     :param device: ``cpu`` or ``cuda``; cuda where there is one when None.
     :param is_onnx: Run the artifact's ONNX graph.
-    :param variant: Run its 8-bit graph of that name, ``int8`` or ``weight_int8``, on the CPU.
+    :param precision: ``fp32``; by torch ``bf16`` (CPUs and GPUs that have it) or ``fp16`` (GPUs); ``auto``
+        for the fastest of these; or an 8-bit graph of the artifact, ``int8`` or ``weight_int8``, on the CPU.
     :raises ArtifactNotFound: When nothing is there.
-    :raises ConfigError: When the artifact has no such variant; the message lists those it has.
+    :raises ConfigError: When the artifact or the hardware has no such precision.
     :raises CorruptedArtifact: When it is damaged, or has no ONNX graph though ``is_onnx`` was given.
     """
-    from finetuner.encoder import Backend, load_encoder
+    from finetuner.backends import Backend, EncoderPrecision
+    from finetuner.encoder import load_encoder
+    from finetuner.schema import convert
 
-    backend = Backend.ONNX if is_onnx or variant is not None else Backend.TORCH
-    return load_encoder(Path(artifact), backend=backend, device=_device(device), variant=variant)
+    chosen = convert(EncoderPrecision, precision, "precision")
+    backend = Backend.ONNX if is_onnx or chosen.variant is not None else Backend.TORCH
+    return load_encoder(Path(artifact), backend=backend, device=_device(device), precision=chosen)
 
 
 def build_model(

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetuner.artifact import ONNX_GRAPH, VARIANT_GRAPHS, VariantFigures
+from finetuner.backends import EncoderPrecision, Vectors
 from finetuner.callback import EvaluationCallback
 from finetuner.config import OnnxVariant
-from finetuner.encoder import Encoder, Vectors, onnx_encoder
+from finetuner.encoder import Encoder, onnx_encoder
 from finetuner.evaluation import EvaluationSet, evaluate
 from finetuner.onnx_export import PROBES
 from finetuner.tokens import TextTokenizer
@@ -55,7 +56,7 @@ def add_variants(
     for variant in variants:
         graph = folder / VARIANT_GRAPHS[variant]
         quantize(folder / ONNX_GRAPH, graph, variant=variant)
-        encoder = onnx_encoder(graph, tokenizer, dim=dim, variant=variant)
+        encoder = onnx_encoder(graph, tokenizer, dim=dim, precision=EncoderPrecision(variant.value))
         figures = _figures(variant, graph, _measure(encoder, evaluations), reference)
         if figures.refused_for:
             graph.unlink()

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from finetuner.artifact import VARIANT_GRAPHS, Manifest, VariantFigures, pack
+from finetuner.backends import Backend, EncoderPrecision
 from finetuner.config import Device, OnnxVariant
-from finetuner.encoder import Backend, Encoder, load_encoder, torch_encoder
+from finetuner.encoder import Encoder, load_encoder, torch_encoder
 from finetuner.errors import ArtifactNotFound, ConfigError, CorruptedArtifact, DataError
 from finetuner.models import ModelOptions, load_model, save_model
 from finetuner.pooling import Pooler
@@ -250,7 +251,7 @@ def test_the_onnx_encoder_of_an_artifact(tiny_model_folder, tmp_path, options, m
     by_backend = {backend: load_encoder(artifact, backend=backend) for backend in Backend}
     by_device = load_encoder(artifact, device=Device.CUDA)
     with monkeypatch.context() as patch:
-        patch.setattr("finetuner.encoder.find_spec", lambda name: None)
+        patch.setattr("finetuner.backends.find_spec", lambda name: None)
         without_runtime = load_encoder(artifact)
     artifact.unlink()
     found = {backend: encoder.backend for backend, encoder in by_backend.items()}
@@ -291,11 +292,11 @@ def test_the_variants_of_an_artifact(tiny_model_folder, tmp_path, options):
     fp32 = load_encoder(artifact)
     # A name does as well as the enum's member; a variant runs on the CPU wherever it is loaded.
     loaded = [
-        load_encoder(artifact, variant=v, device=Device.CUDA) for v in ("int8", "weight_int8")
+        load_encoder(artifact, precision=v, device=Device.CUDA) for v in ("int8", "weight_int8")
     ]
     artifact.unlink()
-    assert fp32.variant is None
-    assert [encoder.variant for encoder in loaded] == list(variants)
+    assert fp32.precision is EncoderPrecision.FP32
+    assert [encoder.precision.variant for encoder in loaded] == list(variants)
     assert {(e.backend, e.device, e.name) for e in loaded} == {(Backend.ONNX, "cpu", "my-run")}
     for encoder in loaded:
         vectors = encoder.encode(_TEXTS, batch_size=3)
@@ -320,8 +321,8 @@ def test_a_variant_that_the_artifact_has_not(tiny_model_folder, tmp_path):
         r"weight_int8 was refused: cosine 0.5. Variants are made by fit\(…, to_onnx=True"
     )
     with pytest.raises(ConfigError, match=message):
-        load_encoder(plain, variant=OnnxVariant.INT8)
-    with pytest.raises(ConfigError, match="variant must be one of int8, weight_int8; got `int4`"):
-        load_encoder(plain, variant="int4")
+        load_encoder(plain, precision=EncoderPrecision.INT8)
+    with pytest.raises(ConfigError, match="precision must be one of auto, fp32, .*; got `int4`"):
+        load_encoder(plain, precision="int4")
     with pytest.raises(ConfigError, match="the variant `int8` is an ONNX graph; leave backend='to"):
-        load_encoder(plain, variant=OnnxVariant.INT8, backend=Backend.TORCH)
+        load_encoder(plain, precision=EncoderPrecision.INT8, backend=Backend.TORCH)

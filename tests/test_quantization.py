@@ -13,6 +13,7 @@ import finetuner
 from finetuner import quantization
 from finetuner.artifact import VARIANT_GRAPHS, VariantFigures, unpacked
 from finetuner.backbones import locate
+from finetuner.backends import EncoderPrecision
 from finetuner.callback import EvaluationCallback
 from finetuner.config import OnnxVariant, workspace_dir
 from finetuner.data import LabelledTexts
@@ -242,7 +243,10 @@ def test_a_vector_does_not_depend_on_its_batch(exported, variant):
     folder, loaded = exported
     quantize(folder / "onnx" / "model.onnx", folder / VARIANT_GRAPHS[variant], variant=variant)
     encoder = onnx_encoder(
-        folder / VARIANT_GRAPHS[variant], loaded.tokenizer, dim=32, variant=variant
+        folder / VARIANT_GRAPHS[variant],
+        loaded.tokenizer,
+        dim=32,
+        precision=EncoderPrecision(variant.value),
     )
     alone = np.concatenate([encoder.encode([text]) for text in PROBES])
     for batch_size in (2, 7, 100):
@@ -336,8 +340,8 @@ def test_a_run_publishes_its_variants(tiny_model_folder, tiny_labelled, tmp_path
         assert line in " ".join(log.split())
         assert ("It is left out" in log) == bool(manifest.refused_variants)
     for figures in manifest.variants:
-        encoder = finetuner.get_model(str(run.artifact_path), device="cpu", variant=figures.name)
-        assert encoder.variant is figures.name
+        encoder = finetuner.get_model(str(run.artifact_path), device="cpu", precision=figures.name)
+        assert encoder.precision.variant is figures.name
         assert finetuner.encode(encoder, ["a text"]).shape == (1, 32)
 
 
@@ -367,7 +371,9 @@ def test_real_weights_pass(tmp_path):
     assert weight_int8.size_bytes < 61e6
     assert (int8.refused_for, weight_int8.refused_for) == ((), ())
     texts = list(PROBES)
-    encoder = onnx_encoder(tmp_path / int8.file, loaded.tokenizer, dim=384, variant=INT8)
+    encoder = onnx_encoder(
+        tmp_path / int8.file, loaded.tokenizer, dim=384, precision=EncoderPrecision.INT8
+    )
     alone = np.concatenate([encoder.encode([text]) for text in texts])
     np.testing.assert_array_equal(encoder.encode(texts), alone)
     found = cosines(alone, torch_encoder(loaded).encode(texts))

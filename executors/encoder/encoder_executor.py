@@ -8,9 +8,9 @@ from typing import Any
 from docarray import DocumentArray
 from jina import Executor, requests
 
+from finetuner.backends import Backend
 from finetuner.config import Device
 from finetuner.config import workspace_dir as resolve_workspace
-from finetuner.encoder import Backend
 from finetuner.encoder_cache import EncoderCache
 from finetuner.schema import convert, documented, read
 from finetuner.wire import (

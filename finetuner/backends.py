@@ -1,0 +1,194 @@
+"""What computes vectors from token ids: torch, or ONNX Runtime; each in the precisions that it has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetuner.artifact import Manifest
+from finetuner.config import Device, OnnxVariant, Precision
+from finetuner.errors import ConfigError, CorruptedArtifact
+from finetuner.tokens import Inputs
+
+if TYPE_CHECKING:
+    from finetuner.models import EmbeddingModel
+
+Vectors = NDArray[np.float32]
+Embed = Callable[[Inputs], Vectors]
+_CUDA = "CUDAExecutionProvider"
+
+
+class Backend(StrEnum):
+    """What computes the vectors; ``auto`` is the faster one of those that can."""
+
+    AUTO = "auto"
+    TORCH = "torch"
+    ONNX = "onnx"
+
+
+class EncoderPrecision(StrEnum):
+    """The arithmetic of the vectors.
+
+    ``auto`` is bf16 where the hardware multiplies it fast (cosine to fp32 at least .9999), fp16 on other
+    GPUs, else fp32. ``int8`` and ``weight_int8`` are the ONNX variants of an artifact, on the CPU.
+    """
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    INT8 = "int8"
+    WEIGHT_INT8 = "weight_int8"
+
+    @property
+    def variant(self) -> OnnxVariant | None:
+        """The ONNX variant that it names, None for the others."""
+        return OnnxVariant(self.value) if self in _VARIANTS else None
+
+
+_VARIANTS = (EncoderPrecision.INT8, EncoderPrecision.WEIGHT_INT8)
+_HALF = (EncoderPrecision.BF16, EncoderPrecision.FP16)
+
+
+def choose(
+    backend: Backend, precision: EncoderPrecision, device: Device, *, manifest: Manifest
+) -> tuple[Backend, EncoderPrecision]:
+    """Return what runs an artifact, with nothing left to ``auto``.
+
+    ONNX Runtime is twice as fast as torch in fp32 on a CPU, and has no bf16 there; torch in bf16 is
+    faster than both.
+
+    :param backend: What was asked for.
+    :param precision: What was asked for.
+    :param device: ``cuda`` falls back to the CPU where there is none.
+    :param manifest: Of the artifact.
+    :raises CorruptedArtifact: When ONNX is asked for and the artifact has no graph.
+    :raises ConfigError: When the artifact, the hardware or the backend has no such precision.
+    """
+    has_onnx = manifest.has_onnx and find_spec("onnxruntime") is not None
+    if precision.variant is not None:
+        _check_variant(precision.variant, backend, manifest)
+        return Backend.ONNX, precision
+    if backend is Backend.ONNX and not manifest.has_onnx:
+        raise CorruptedArtifact(
+            f"the artifact of run `{manifest.run_name}` holds no ONNX graph: leave is_onnx (backend) "
+            "out, or train with to_onnx=True"
+        )
+    if backend is Backend.ONNX and precision in _HALF:
+        raise ConfigError(f"the ONNX graph has no {precision}; take backend='torch', or fp32")
+    if precision is EncoderPrecision.AUTO and backend is not Backend.ONNX:
+        precision = _fastest(device)
+    elif precision is EncoderPrecision.AUTO:
+        precision = EncoderPrecision.FP32
+    if backend is Backend.AUTO:
+        is_onnx = has_onnx and precision is EncoderPrecision.FP32
+        backend = Backend.ONNX if is_onnx else Backend.TORCH
+    return backend, precision
+
+
+def _fastest(device: Device) -> EncoderPrecision:
+    import torch
+
+    from finetuner.device import has_fast_bf16, resolve_device
+
+    found, _ = resolve_device(device)
+    if has_fast_bf16(found):
+        return EncoderPrecision.BF16
+    return EncoderPrecision.FP16 if found == torch.device("cuda") else EncoderPrecision.FP32
+
+
+def torch_embed(model: EmbeddingModel, precision: EncoderPrecision) -> Embed:
+    """Return what embeds with a torch model as it is now, on the device where it is.
+
+    :param model: Put into evaluation mode for each batch.
+    :param precision: ``fp32``, ``bf16`` or ``fp16``; the last two by autocast, the sums in fp32.
+    :raises ConfigError: When the hardware lacks it.
+    """
+    import torch
+
+    from finetuner.device import resolve_precision
+
+    device = next(model.parameters()).device
+    resolve_precision(Precision(precision.value), device)
+    dtype = {EncoderPrecision.BF16: torch.bfloat16, EncoderPrecision.FP16: torch.float16}.get(
+        precision
+    )
+
+    def embed(inputs: Inputs) -> Vectors:
+        model.eval()
+        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+            tensors = [torch.from_numpy(array).to(device) for array in inputs.values()]
+            _, vectors = model(*tensors)
+            return vectors.float().cpu().numpy()  # type: ignore[no-any-return]
+
+    return embed
+
+
+def onnx_embed(
+    graph: Path, device: Device, *, is_one_by_one: bool, n_threads: int | None
+) -> tuple[Embed, str]:
+    """Return what embeds with an ONNX graph, and the device it is on; the file may be removed afterwards.
+
+    :param graph: As :func:`finetuner.onnx_export.export_onnx` writes it, or a variant of it.
+    :param device: ``cuda`` falls back to the CPU where there is none.
+    :param is_one_by_one: Run each text by itself.
+    :param n_threads: Threads of one batch; all cores of this process when None.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # A container's core count is not the machine's; ONNX Runtime would start a thread for each of those.
+    options.intra_op_num_threads = n_threads or len(os.sched_getaffinity(0))
+    providers = ["CPUExecutionProvider"]
+    if device is Device.CUDA and _CUDA in onnxruntime.get_available_providers():
+        providers.insert(0, _CUDA)
+    session = onnxruntime.InferenceSession(graph.read_bytes(), options, providers=providers)
+
+    def embed(inputs: Inputs) -> Vectors:
+        (vectors,) = session.run(["sentence_embedding"], inputs)
+        return vectors  # type: ignore[no-any-return]
+
+    used = "cuda" if _CUDA in session.get_providers() else "cpu"
+    return (_one_by_one(embed) if is_one_by_one else embed), used
+
+
+def _one_by_one(embed: Embed) -> Embed:
+    """Embed each text by itself, without its padding.
+
+    Dynamic int8 has one scale for all that flows through a layer: a text's vector would follow the
+    texts beside it (a cosine of 0.96 between the two was seen), and never be the same again.
+    """
+
+    def embed_each(inputs: Inputs) -> Vectors:
+        lengths = inputs["attention_mask"].sum(axis=1)
+        rows = [
+            embed({name: array[row : row + 1, :length] for name, array in inputs.items()})
+            for row, length in enumerate(lengths)
+        ]
+        return np.concatenate(rows)
+
+    return embed_each
+
+
+def _check_variant(variant: OnnxVariant, backend: Backend, manifest: Manifest) -> None:
+    if backend is Backend.TORCH:
+        raise ConfigError(f"the variant `{variant}` is an ONNX graph; leave backend='torch' out")
+    if variant in [figures.name for figures in manifest.variants]:
+        return
+    there = ", ".join(figures.name for figures in manifest.variants) or "none"
+    refusals = [
+        f"; {figures.name} was refused: {', '.join(figures.refused_for)}"
+        for figures in manifest.refused_variants
+    ]
+    raise ConfigError(
+        f"the artifact of run `{manifest.run_name}` has no ONNX variant `{variant}`; it has: {there}"
+        + "".join(refusals)
+        + ". Variants are made by fit(…, to_onnx=True, onnx_variants=['int8', 'weight_int8'])"
+    )
