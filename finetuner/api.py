@@ -92,6 +92,7 @@ def fit(
     loss_options: dict[str, Any] | None = None,
     precision: str = "auto",
     onnx_variants: Sequence[str] | None = None,
+    prompts: dict[str, str] | None = None,
     dimensions: Sequence[int] = (),
     hard_negatives: HardNegatives | dict[str, Any] | bool | None = None,
     lora: dict[str, Any] | None = None,
@@ -142,6 +143,7 @@ def fit(
     :param precision: ``auto`` (bf16 where the hardware has it), ``fp32``, ``bf16``, or ``fp16`` on a GPU.
     :param onnx_variants: With ``to_onnx``, 8-bit graphs beside it: ``int8``, ``weight_int8``. One
         that is too far from the fp32 graph is left out; the run's log says so, with the figures.
+    :param prompts: Texts that are kept with the artifact, by name, for requests to put before each text.
     :param seed: Of batches, dropout and new weights.
     :param dimensions: Lengths that the vectors may be cut to afterwards (Matryoshka).
     :param hard_negatives: True, or :class:`finetuner.config.HardNegatives`: after each epoch, put texts into

@@ -94,6 +94,7 @@ class Manifest:
     :param created_at: ISO 8601.
     :param variants: 8-bit graphs that are there.
     :param refused_variants: Those that were asked for and were too far from the fp32 graph.
+    :param prompts: Texts to put before each text, by name, when a request names one.
     :param files: sha256 by path.
     """
 
@@ -112,12 +113,21 @@ class Manifest:
     refused_variants: tuple[VariantFigures, ...] = ()
     verdicts: dict[str, Any] = field(default_factory=dict)
     dimensions: tuple[int, ...] = ()
+    prompts: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Any] = field(default_factory=dict)
 
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(folder: Path) -> str:
+    """Return what identifies an artifact: the sha256 of its manifest, which holds that of every file.
+
+    :param folder: Its files, unpacked and checked.
+    """
+    return _digest(folder / MANIFEST)
 
 
 def pack(folder: Path, destination: Path, *, manifest: Manifest) -> None:

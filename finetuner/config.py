@@ -28,6 +28,7 @@ DEFAULT_LEARNING_RATE = 2e-5
 # Of a head alone or LoRA, which start from nothing, and of class centres.
 DEFAULT_ADAPTER_LEARNING_RATE = 1e-3
 DEFAULT_LOSS_LEARNING_RATE = 1e-2
+_LONGEST_PROMPT = 1000
 
 
 class Device(StrEnum):
@@ -203,6 +204,11 @@ class RunConfig:
         "8-bit graphs to put beside the ONNX graph, each only where it is near enough to it",
         default=(),
     )
+    prompts: dict[str, Any] = documented(
+        "texts to put before each text when a request names one, kept with the artifact, such as "
+        "{'query': 'query: '}; training does not add them",
+        default_factory=dict,
+    )
     callbacks: tuple[CallbackConfig, ...] = documented("what happens beside training", default=())
     n_processes: int = documented(
         "processes that train together, each on a part of every batch; one for each GPU", default=1
@@ -240,12 +246,22 @@ class RunConfig:
             )
         self._check_onnx_variants()
         self._check_dimensions()
+        self._check_prompts()
         self.built_callbacks()
 
     def _check_dimensions(self) -> None:
         dimensions = self.dimensions
         if dimensions and (min(dimensions) < 1 or len(set(dimensions)) < len(dimensions)):
             raise ConfigError(f"dimensions must be different and above 0, got {list(dimensions)}")
+
+    def _check_prompts(self) -> None:
+        for name, prompt in self.prompts.items():
+            check_name(name, "prompt's name")
+            if not isinstance(prompt, str) or len(prompt) > _LONGEST_PROMPT:
+                raise ConfigError(
+                    f"prompts.{name} must be a string of at most {_LONGEST_PROMPT} characters, got "
+                    f"`{prompt!r}`"[:200]
+                )
 
     def _check_onnx_variants(self) -> None:
         names = ", ".join(self.onnx_variants)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finetuner.artifact import ONNX_GRAPH, VARIANT_GRAPHS, Manifest, unpacked
+from finetuner.artifact import ONNX_GRAPH, VARIANT_GRAPHS, Manifest, digest_of, unpacked
 from finetuner.backends import (
     Backend,
     Embed,
@@ -40,6 +40,9 @@ class Encoder:
     :param backend: What ``embed`` runs on: ``torch`` or ``onnx``.
     :param device: ``cpu`` or ``cuda``.
     :param precision: Its arithmetic.
+    :param digest: Of the artifact, empty for a model that is none.
+    :param is_normalized: Whether its vectors have length one.
+    :param prompts: Texts to put before each text, by name.
     """
 
     tokenizer: TextTokenizer
@@ -49,6 +52,9 @@ class Encoder:
     backend: Backend = Backend.TORCH
     device: str = "cpu"
     precision: EncoderPrecision = EncoderPrecision.FP32
+    digest: str = ""
+    is_normalized: bool = True
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
     def encode(self, texts: Sequence[str], *, batch_size: int = 32) -> Vectors:
         """Embed texts; a vector does not depend on the texts beside it, but for rounding.
@@ -95,7 +101,8 @@ def torch_encoder(
     model = loaded.model
     embed = torch_embed(model, precision)
     device = next(model.parameters()).device.type
-    return Encoder(loaded.tokenizer, embed, model.dim, name, Backend.TORCH, device, precision)
+    encoder = Encoder(loaded.tokenizer, embed, model.dim, name, Backend.TORCH, device, precision)
+    return replace(encoder, is_normalized=model.normalize)
 
 
 def onnx_encoder(
@@ -150,21 +157,37 @@ def load_encoder(
     precision = convert(EncoderPrecision, precision, "precision")
     with unpacked(artifact) as (folder, manifest):
         backend, precision = choose(backend, precision, device, manifest=manifest)
-        if backend is Backend.TORCH:
-            return _load_torch(folder, manifest, device, precision=precision, n_threads=n_threads)
-        tokenizer = TextTokenizer.load(
-            folder, max_length=manifest.max_length, input_names=manifest.input_names
+        load = _load_torch if backend is Backend.TORCH else _load_onnx
+        encoder = load(folder, manifest, device, precision=precision, n_threads=n_threads)
+        return replace(
+            encoder,
+            digest=digest_of(folder),
+            is_normalized=manifest.normalize,
+            prompts=manifest.prompts,
         )
-        variant = precision.variant
-        return onnx_encoder(
-            folder / (ONNX_GRAPH if variant is None else VARIANT_GRAPHS[variant]),
-            tokenizer,
-            dim=manifest.dim,
-            name=manifest.run_name,
-            device=device,
-            precision=precision,
-            n_threads=n_threads,
-        )
+
+
+def _load_onnx(
+    folder: Path,
+    manifest: Manifest,
+    device: Device,
+    *,
+    precision: EncoderPrecision,
+    n_threads: int | None,
+) -> Encoder:
+    tokenizer = TextTokenizer.load(
+        folder, max_length=manifest.max_length, input_names=manifest.input_names
+    )
+    variant = precision.variant
+    return onnx_encoder(
+        folder / (ONNX_GRAPH if variant is None else VARIANT_GRAPHS[variant]),
+        tokenizer,
+        dim=manifest.dim,
+        name=manifest.run_name,
+        device=device,
+        precision=precision,
+        n_threads=n_threads,
+    )
 
 
 def _load_torch(

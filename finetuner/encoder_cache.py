@@ -2,26 +2,68 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 
-from finetuner.backends import Backend
+from finetuner.backends import Backend, EncoderPrecision
 from finetuner.config import Device
 from finetuner.encoder import Encoder, load_encoder
-from finetuner.errors import ConfigError
+from finetuner.errors import ConfigError, RunNotFoundError
 from finetuner.run_store import RunStore
+from finetuner.runs import Run
+from finetuner.schema import nearest
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """An artifact that is loaded.
+
+    :param encoder: What embeds.
+    :param artifact_id: Of its run; empty for one that is no run's on this volume.
+    :param size_bytes: Of its zip, about what it takes of the memory.
+    """
+
+    encoder: Encoder
+    artifact_id: str
+    size_bytes: int
+
+    def prompt(self, name: str) -> str:
+        """Return a prompt that is kept with the run.
+
+        :raises ConfigError: When it has none of that name.
+        """
+        prompts = self.encoder.prompts
+        if name not in prompts:
+            raise ConfigError(
+                f"run `{self.encoder.name}` has no prompt `{name}`{nearest(name, prompts)} it has: "
+                f"{', '.join(prompts) or 'none'}"
+            )
+        return prompts[name]
+
+
+# A file, and the time of its change: a run deleted and made again is another model.
+_Key = tuple[Path, int]
 
 
 class EncoderCache:
-    """Loads artifacts on first use and keeps the last few; safe to share between threads.
+    """Loads artifacts on first use and keeps those used last; safe to share between threads.
+
+    What is taken out stays in memory until the last request that uses it has ended.
 
     :param workspace: The volume, where runs are looked for by name.
     :param artifact: What is served when none is named: a path, a run's name or an artifact id; it is
         loaded at once.
     :param backend: As in :func:`finetuner.encoder.load_encoder`.
     :param device: As there.
-    :param max_models: Encoders kept, at least 1.
+    :param precision: As there.
+    :param n_threads: As there.
+    :param max_bytes: What the artifacts kept may take together; one is kept whatever its size.
     :raises ArtifactNotFound, CorruptedArtifact: When ``artifact`` cannot be loaded.
     """
 
@@ -32,13 +74,19 @@ class EncoderCache:
         artifact: str | None = None,
         backend: Backend = Backend.AUTO,
         device: Device = Device.CPU,
-        max_models: int = 2,
+        precision: EncoderPrecision = EncoderPrecision.FP32,
+        n_threads: int | None = None,
+        max_bytes: int = 4 * 2**30,
     ) -> None:
         self._store = RunStore(workspace)
         self._backend = backend
         self._device = device
-        self._max_models = max_models
-        self._encoders: OrderedDict[tuple[Path, int], Encoder] = OrderedDict()
+        self._precision = precision
+        self._n_threads = n_threads
+        self._max_bytes = max_bytes
+        self._served: OrderedDict[_Key, Future[Served]] = OrderedDict()
+        # Where a name was found last, so that a request costs one look at the file and no search.
+        self._paths: dict[str, Path] = {}
         self._lock = threading.Lock()
         self._default = None if artifact is None else self._resolve_default(artifact)
         if self._default is not None:
@@ -49,8 +97,8 @@ class EncoderCache:
         path = Path(artifact).expanduser()
         return path if path.exists() else self._store.find_artifact(artifact)
 
-    def get(self, artifact: str | None) -> Encoder:
-        """Return the encoder of an artifact, loading it when needed.
+    def get(self, artifact: str | None) -> Served:
+        """Return an artifact, loading it when needed.
 
         :param artifact: A run's name, ``experiment/run`` or an artifact id; None for the default.
         :raises ConfigError: When None is given and the server has no default.
@@ -61,17 +109,79 @@ class EncoderCache:
                 "name the artifact: parameters={'artifact': '<run name or artifact id>'}; this "
                 "executor was started without one"
             )
-        path = self._default if artifact is None else self._store.find_artifact(artifact)
-        assert path is not None  # noqa: S101 - one of the two is given
-        return self._load(path)
+        if artifact is None:
+            assert self._default is not None  # noqa: S101 - checked above
+            return self._load(self._default)
+        path = self._store.find_artifact(artifact)
+        served = self._load(path)
+        self._paths[artifact] = path
+        return served
 
-    def _load(self, path: Path) -> Encoder:
-        # The time of change is part of the key: a run deleted and made again is another model.
+    def loaded(self, artifact: str | None) -> Served | None:
+        """Return an artifact that is loaded and has not changed; None when :meth:`get` must be asked."""
+        path = self._default if artifact is None else self._paths.get(artifact)
+        if path is None:
+            return None
+        try:
+            key = (path, path.stat().st_mtime_ns)
+        except OSError:  # deleted
+            return None
+        with self._lock:
+            found = self._served.get(key)
+            if found is None or not found.done():
+                return None
+            self._served.move_to_end(key)
+            return found.result()
+
+    def _load(self, path: Path) -> Served:
         key = (path, path.stat().st_mtime_ns)
         with self._lock:
-            if key not in self._encoders:
-                self._encoders[key] = load_encoder(path, backend=self._backend, device=self._device)
-                while len(self._encoders) > self._max_models:
-                    self._encoders.popitem(last=False)
-            self._encoders.move_to_end(key)
-            return self._encoders[key]
+            found = self._served.get(key)
+            is_first = found is None
+            if found is None:
+                found = self._served[key] = Future()
+            self._served.move_to_end(key)
+        if is_first:
+            self._fill(key, found)
+        return found.result()
+
+    def _fill(self, key: _Key, future: Future[Served]) -> None:
+        """Load an artifact for all who wait for it, outside the lock: others are served meanwhile."""
+        try:
+            served = self._read(key[0])
+        except Exception as exc:  # whoever waits gets it too, and the next request tries again
+            with self._lock:
+                self._served.pop(key, None)
+            future.set_exception(exc)
+            return
+        future.set_result(served)
+        with self._lock:
+            self._evict()
+
+    def _read(self, path: Path) -> Served:
+        encoder = load_encoder(
+            path,
+            backend=self._backend,
+            device=self._device,
+            precision=self._precision,
+            n_threads=self._n_threads,
+        )
+        return Served(encoder, _artifact_id(path), path.stat().st_size)
+
+    def _evict(self) -> None:
+        """Take out what was used longest ago until the rest fits."""
+        kept = [(key, future.result()) for key, future in self._served.items() if future.done()]
+        total_bytes = sum(served.size_bytes for _, served in kept)
+        for key, served in kept[:-1]:
+            if total_bytes <= self._max_bytes:
+                return
+            logger.info("unloading `%s`: %d bytes are loaded", served.encoder.name, total_bytes)
+            del self._served[key]
+            total_bytes -= served.size_bytes
+
+
+def _artifact_id(path: Path) -> str:
+    try:
+        return str(Run(path.parent).spec()["artifact_id"])
+    except RunNotFoundError:
+        return ""

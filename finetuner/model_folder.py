@@ -197,16 +197,17 @@ def write_pooler(folder: Path, pooler: Pooler, *, width: int) -> None:
     write_json(folder / "config.json", settings)
 
 
-def write_lengths_and_prompts(folder: Path, *, max_length: int) -> None:
+def write_lengths_and_prompts(folder: Path, *, max_length: int, prompts: Mapping[str, str]) -> None:
     """Write the two files of the whole model.
 
     :param folder: The model's.
     :param max_length: In tokens.
+    :param prompts: Texts to put before each text, by name.
     """
     write_json(
         folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False}
     )
     write_json(
         folder / "config_sentence_transformers.json",
-        {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
+        {"prompts": dict(prompts), "default_prompt_name": None, "similarity_fn_name": "cosine"},
     )

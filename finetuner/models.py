@@ -8,6 +8,7 @@ The old API's vectors were not normalised; ``model_options={'normalize': False}`
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -255,11 +256,14 @@ def load_model(
     return LoadedModel(model.eval(), tokenizer, max_length, hf_tokenizer)
 
 
-def save_model(loaded: LoadedModel, folder: Path) -> None:
+def save_model(
+    loaded: LoadedModel, folder: Path, *, prompts: Mapping[str, str] | None = None
+) -> None:
     """Write the folder layout of sentence-transformers before 5.4, which every loader reads.
 
     :param loaded: The model; its weights are written in float32.
     :param folder: Must exist and be empty.
+    :param prompts: Texts to put before each text, by name; for sentence-transformers.
     :raises FinetunerServerError: When LoRA was not merged: nobody could read such weights again.
     """
     model = loaded.model
@@ -275,4 +279,4 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
     write_pooler(stages["Pooling"], model.pooler, width=model.width)
     if model.head is not None:
         write_head(stages["Dense"], model.head)
-    write_lengths_and_prompts(folder, max_length=loaded.max_length)
+    write_lengths_and_prompts(folder, max_length=loaded.max_length, prompts=prompts or {})

@@ -51,7 +51,7 @@ class Publisher:
             logger.info("Saving model 'model' in tuned-models/model ...")
             folder = Path(temporary) / "model"
             folder.mkdir()
-            save_model(loaded, folder)
+            save_model(loaded, folder, prompts=self.config.prompts)
             figures = self._add_onnx(loaded, folder)
             manifest = self._manifest(loaded, figures, verdicts)
             logger.info("Pushing saved model to the workspace ...")
@@ -76,6 +76,7 @@ class Publisher:
             metrics={"before": metrics["before"], "after": metrics["after"]},
             verdicts={caption: verdict.outcome.value for caption, verdict in verdicts.items()},
             dimensions=self.config.dimensions,
+            prompts=self.config.prompts,
             has_onnx=self.config.to_onnx,
             variants=tuple(found for found in figures if found.file),
             refused_variants=tuple(found for found in figures if not found.file),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from finetuner.errors import CorruptedArtifact
+from finetuner.errors import CorruptedArtifact, DataError
 from finetuner.files import read_json
 
 _SLICE_TEXTS = 10_000
@@ -19,7 +22,33 @@ INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
 Inputs = dict[str, NDArray[np.int64]]
 
 
+class Truncate(StrEnum):
+    """What becomes of a text that is longer than the model takes."""
+
+    RIGHT = "right"
+    LEFT = "left"
+    ERROR = "error"
+
+
 @dataclass(frozen=True)
+class Token:
+    """One token of a text.
+
+    :param id: In the model's vocabulary.
+    :param text: As the vocabulary writes it.
+    :param start: Where it begins in the text, in characters; 0 for a special one.
+    :param end: Behind its last character; 0 for a special one.
+    :param is_special: Whether the tokenizer put it there, as ``[CLS]``.
+    """
+
+    id: int
+    text: str
+    start: int
+    end: int
+    is_special: bool
+
+
+@dataclass(frozen=True, eq=False)
 class TextTokenizer:
     """A tokenizer that never changes after it was made, so threads can share it.
 
@@ -64,9 +93,91 @@ class TextTokenizer:
             raise CorruptedArtifact(f"the tokenizer's files cannot be read: {exc}") from exc
         return cls.create(definition, max_length=max_length, pad_id=pad_id, input_names=input_names)
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return each text's token ids, cut to the maximum length; an empty list for no texts."""
-        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts))]
+    @cached_property
+    def max_length(self) -> int:
+        """Tokens a text is cut to, special ones included."""
+        return int(self.tokenizer.truncation["max_length"])  # type: ignore[index]  # set in create
+
+    @cached_property
+    def _left(self) -> Tokenizer:
+        """The same, which keeps a text's end; a tokenizer of its own, for threads share the first."""
+        other = Tokenizer.from_str(self.tokenizer.to_str())
+        other.enable_truncation(self.max_length, direction="left")
+        return other
+
+    @cached_property
+    def _whole(self) -> Tokenizer:
+        """The same, which cuts nothing."""
+        other = Tokenizer.from_str(self.tokenizer.to_str())
+        other.no_truncation()
+        return other
+
+    def tokenize(
+        self, texts: Sequence[str], *, truncate: Truncate = Truncate.RIGHT
+    ) -> list[list[int]]:
+        """Return each text's token ids, cut to the maximum length; an empty list for no texts.
+
+        :param texts: Any number.
+        :param truncate: Which end is cut of a text that is too long.
+        :raises DataError: When a text is too long and ``truncate`` is ``error``.
+        """
+        return [encoding.ids for encoding in self._encode(texts, truncate)]
+
+    def explain(
+        self, texts: Sequence[str], *, truncate: Truncate = Truncate.RIGHT
+    ) -> list[list[Token]]:
+        """Return each text's tokens with their places in it, as :meth:`tokenize` gives their ids.
+
+        :raises DataError: As there.
+        """
+        return [
+            [
+                Token(id_, token, start, end, bool(is_special))
+                for id_, token, (start, end), is_special in zip(
+                    encoding.ids,
+                    encoding.tokens,
+                    encoding.offsets,
+                    encoding.special_tokens_mask,
+                    strict=True,
+                )
+            ]
+            for encoding in self._encode(texts, truncate, with_offsets=True)
+        ]
+
+    def _encode(
+        self, texts: Sequence[str], truncate: Truncate, *, with_offsets: bool = False
+    ) -> list[Any]:
+        tokenizers = {Truncate.RIGHT: "tokenizer", Truncate.LEFT: "_left", Truncate.ERROR: "_whole"}
+        tokenizer = getattr(self, tokenizers[truncate])
+        encode = tokenizer.encode_batch if with_offsets else tokenizer.encode_batch_fast
+        encodings: list[Any] = encode(list(texts))
+        for number, encoding in enumerate(encodings, start=1):
+            if len(encoding.ids) > self.max_length:
+                raise DataError(
+                    f"text {number} has {len(encoding.ids)} tokens, the model takes {self.max_length}: "
+                    "shorten it, or let it be cut with truncate right or left"
+                )
+        return encodings
+
+    def check_token_ids(self, token_ids: Sequence[Any]) -> list[list[int]]:
+        """Return texts that came as token ids of this model, checked.
+
+        :param token_ids: Any number; special tokens included, none is added.
+        :raises DataError: When one is no list of 1 to :attr:`max_length` ids of the vocabulary.
+        """
+        size = self.tokenizer.get_vocab_size()
+        for number, ids in enumerate(token_ids, start=1):
+            if not isinstance(ids, list) or not 1 <= len(ids) <= self.max_length:
+                raise DataError(
+                    f"text {number} must be a string, or a list of 1 to {self.max_length} token ids"
+                )
+            for id_ in ids:
+                if type(id_) is not int or not 0 <= id_ < size:
+                    raise DataError(
+                        f"text {number}: a token id is a whole number from 0 to {size - 1}, got "
+                        f"`{id_!r}`"[:200]
+                    )
+        return list(token_ids)
 
     def pad(self, token_ids: Sequence[Sequence[int] | NDArray[np.int32]]) -> Inputs:
         """Put token ids side by side.

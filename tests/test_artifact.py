@@ -9,7 +9,7 @@ from hashlib import sha256
 import pytest
 
 from finetuner import artifact as module
-from finetuner.artifact import MANIFEST, Manifest, VariantFigures, pack, unpacked
+from finetuner.artifact import MANIFEST, Manifest, VariantFigures, digest_of, pack, unpacked
 from finetuner.config import OnnxVariant
 from finetuner.errors import ArtifactNotFound, CorruptedArtifact
 from finetuner.files import read_json, write_json
@@ -82,6 +82,18 @@ def test_round_trip(packed, temporary):
     assert list(temporary.iterdir()) == []
 
 
+def test_the_digest_is_the_manifests_and_follows_every_file(folder, tmp_path):
+    digests = []
+    for content in (b"weights", b"others"):
+        (folder / "weights").write_bytes(content)
+        pack(folder, tmp_path / "my-run.zip", manifest=_MANIFEST)
+        with unpacked(tmp_path / "my-run.zip") as (found, _):
+            digests.append(digest_of(found))
+        manifest = _members(tmp_path / "my-run.zip")[f"my-run/{MANIFEST}"]
+        assert digests[-1] == sha256(manifest).hexdigest()
+    assert digests[0] != digests[1]
+
+
 def test_what_the_zip_holds(packed):
     with zipfile.ZipFile(packed) as archive:
         assert [(info.filename, info.compress_type) for info in archive.infolist()] == [
@@ -107,6 +119,7 @@ def test_what_the_manifest_holds(packed, folder):
         "format_version": 1,
         "variants": [],
         "refused_variants": [],
+        "prompts": {},
         "verdicts": {},
         "dimensions": [],
         "files": _DIGESTS,

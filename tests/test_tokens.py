@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from finetuner.errors import CorruptedArtifact
+from finetuner.errors import CorruptedArtifact, DataError
 from finetuner.files import read_json, write_json
-from finetuner.tokens import INPUT_NAMES, TextTokenizer
+from finetuner.tokens import INPUT_NAMES, TextTokenizer, Truncate
 
 _TEXTS = ["The apple, now!", "we like the river of today", "a", "", "図書館 🚀"]
 
@@ -127,3 +127,60 @@ def test_saved_truncation_and_padding_are_replaced(folder):
     }
     write_json(folder / "tokenizer.json", definition)
     assert [len(ids) for ids in _load(folder, 10).tokenize(["a b c d e", "a"])] == [7, 3]
+
+
+def test_which_end_is_cut(tiny_model_folder):
+    tokenizer = _load(tiny_model_folder, 6)
+    assert tokenizer.max_length == 6
+    whole = _load(tiny_model_folder).tokenize(["one two three four five six"])[0]
+    cls, sep = whole[0], whole[-1]
+    text = ["one two three four five six"]
+    assert len(whole) > 6
+    assert tokenizer.tokenize(text) == [[cls, *whole[1:5], sep]]
+    assert tokenizer.tokenize(text, truncate=Truncate.LEFT) == [[cls, *whole[-5:-1], sep]]
+    assert tokenizer.tokenize(text) == [[cls, *whole[1:5], sep]]
+
+
+def test_a_text_that_may_not_be_cut(tiny_model_folder):
+    tokenizer = _load(tiny_model_folder, 6)
+    short = ["a b c d"]
+    assert tokenizer.tokenize(short, truncate=Truncate.ERROR) == tokenizer.tokenize(short)
+    with pytest.raises(DataError, match="text 2 has 7 tokens, the model takes 6: shorten it, or"):
+        tokenizer.tokenize(["a", "a b c d e"], truncate=Truncate.ERROR)
+
+
+def test_tokens_explained(tiny_model_folder):
+    tokenizer = _load(tiny_model_folder)
+    ((first, *middle, last),) = tokenizer.explain(["The  apple"])
+    assert (first.text, first.start, first.end, first.is_special) == ("[CLS]", 0, 0, True)
+    assert (last.text, last.is_special) == ("[SEP]", True)
+    assert "".join(token.text.removeprefix("##") for token in middle) == "theapple"
+    assert not any(token.is_special for token in middle)
+    assert (middle[0].start, middle[-1].end) == (0, len("The  apple"))
+    ids = [token.id for token in (first, *middle, last)]
+    assert [ids] == tokenizer.tokenize(["The  apple"])
+    assert tokenizer.explain([]) == []
+
+
+def test_token_ids_are_taken_as_they_are(tiny_model_folder):
+    tokenizer = _load(tiny_model_folder, 6)
+    ids = tokenizer.tokenize(["a b", "c"])
+    assert tokenizer.check_token_ids(ids) == ids
+    assert tokenizer.check_token_ids([]) == []
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([], "text 2 must be a string, or a list of 1 to 6 token ids"),
+        ([1] * 7, "text 2 must be a string, or a list of 1 to 6 token ids"),
+        (1, "text 2 must be a string, or a list of 1 to 6 token ids"),
+        ([1, True], "text 2: a token id is a whole number from 0 to .*, got `True`"),
+        ([1.0], "text 2: a token id is a whole number from 0 to .*, got `1.0`"),
+        ([-1], "text 2: a token id is a whole number from 0 to .*, got `-1`"),
+        ([10**6], "text 2: a token id is a whole number from 0 to .*, got `1000000`"),
+    ],
+)
+def test_what_are_no_token_ids(tiny_model_folder, ids, message):
+    with pytest.raises(DataError, match=message):
+        _load(tiny_model_folder, 6).check_token_ids([[1], ids])

@@ -1,34 +1,24 @@
 """EncoderExecutor: embeds texts with the artifact of any finished run on the volume."""
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 from docarray import DocumentArray
 from jina import Executor, requests
 
-from finetuner.backends import Backend
+from finetuner.backends import Backend, EncoderPrecision
 from finetuner.config import Device
 from finetuner.config import workspace_dir as resolve_workspace
-from finetuner.encoder_cache import EncoderCache
-from finetuner.schema import convert, documented, read
+from finetuner.encode_api import EncodeAPI, EncodeParameters, TextParameters
+from finetuner.schema import convert, read
 from finetuner.wire import (
     PACKED_TEXTS,
     holds,
+    json_document,
     own_parameters,
     packed_vectors,
     read_texts,
     unknown_arguments,
 )
-
-
-@dataclass(frozen=True)
-class EncodeParameters:
-    """Parameters of ``/encode``."""
-
-    artifact: str | None = documented("run name, `experiment/run` or artifact id", default=None)
-    batch_size: int | None = documented("texts embedded at once", default=None)
 
 
 class EncoderExecutor(Executor):
@@ -37,8 +27,12 @@ class EncoderExecutor(Executor):
     :param artifact: Served when a request names none: a path, or a run's name or artifact id.
     :param backend: ``auto``, ``torch`` or ``onnx``.
     :param device: ``cpu`` or ``cuda``.
-    :param batch_size: Texts embedded at once where a request does not say.
-    :param max_models: Artifacts kept loaded; the one used longest ago goes first.
+    :param precision: ``fp32``, ``bf16``, ``fp16``, ``int8``, ``weight_int8``, or ``auto`` for the fastest of
+        the first three.
+    :param max_batch_tokens: Texts of a batch times the longest of them.
+    :param max_queue_tokens: Tokens that may wait; beyond that, requests are refused with 429.
+    :param max_model_bytes: What the artifacts kept loaded may take together; the one used longest ago
+        goes first.
     :param workspace_dir: The volume; when None, ``FINETUNER_WORKSPACE``, else the user's data folder.
     """
 
@@ -47,23 +41,25 @@ class EncoderExecutor(Executor):
         artifact: str | None = None,
         backend: str = "auto",
         device: str = "cpu",
-        batch_size: int = 32,
-        max_models: int = 2,
+        precision: str = "fp32",
+        max_batch_tokens: int = 512,
+        max_queue_tokens: int = 100_000,
+        max_model_bytes: int = 4 * 2**30,
         workspace_dir: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         unknown_arguments(self, kwargs)
-        self._batch_size = batch_size
-        self._cache = EncoderCache(
+        self._api = EncodeAPI(
             resolve_workspace(workspace_dir),
             artifact=artifact,
             backend=convert(Backend, backend, "EncoderExecutor.backend"),
             device=convert(Device, device, "EncoderExecutor.device"),
-            max_models=max_models,
+            precision=convert(EncoderPrecision, precision, "EncoderExecutor.precision"),
+            max_batch_tokens=max_batch_tokens,
+            max_queue_tokens=max_queue_tokens,
+            max_model_bytes=max_model_bytes,
         )
-        # One thread: a second batch beside the first would only share its cores.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
 
     @requests(on="/encode")
     async def encode(
@@ -72,25 +68,30 @@ class EncoderExecutor(Executor):
         """Fill in the documents' embeddings.
 
         :param docs: Documents with text; or one packed document of the gateway, answered by one with
-            the vectors as its tensor, *Shape:* ``(n_texts, dim)`` float32.
-        :param parameters: ``artifact`` and ``batch_size``, both optional.
+            the vectors as its tensor, *Shape:* ``(n_texts, width)``.
+        :param parameters: Those of :class:`finetuner.encode_api.EncodeParameters`.
         """
-        request = read(EncodeParameters, own_parameters(parameters), "parameters")
-        loop = asyncio.get_running_loop()
-        encoder = await asyncio.to_thread(self._cache.get, request.artifact)
-        batch_size = self._batch_size if request.batch_size is None else request.batch_size
-        texts = read_texts(docs)
-        vectors = await loop.run_in_executor(
-            self._thread, lambda: encoder.encode(texts, batch_size=batch_size)
-        )
+        asked = read(EncodeParameters, own_parameters(parameters), "parameters")
+        encoded = await self._api.encode(read_texts(docs), asked)
         if holds(docs, PACKED_TEXTS):
-            tags = {"artifact": encoder.name, "backend": encoder.backend.value}
-            return packed_vectors(vectors, tags)
+            return packed_vectors(encoded.vectors, encoded.tags)
         if len(docs):
-            docs.embeddings = vectors
+            docs.embeddings = encoded.vectors
         return docs
 
+    @requests(on="/tokenize")
+    async def tokenize(
+        self, docs: DocumentArray, parameters: dict[str, Any], **_: Any
+    ) -> DocumentArray:
+        """Return the tokens of each text, as one JSON document.
+
+        :param docs: As :meth:`encode` takes them.
+        :param parameters: Those of :class:`finetuner.encode_api.TextParameters`.
+        """
+        asked = read(TextParameters, own_parameters(parameters), "parameters")
+        return json_document(await self._api.tokenize(read_texts(docs), asked))
+
     def close(self) -> None:
-        """Let the batch in work end."""
-        self._thread.shutdown()
+        """Finish what was taken."""
+        self._api.close()
         super().close()

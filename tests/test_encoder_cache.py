@@ -1,0 +1,201 @@
+"""The encoders that a server keeps loaded."""
+
+import gc
+import os
+import threading
+import weakref
+
+import numpy as np
+import pytest
+
+from finetuner import encoder_cache
+from finetuner.artifact import Manifest, pack
+from finetuner.config import RunConfig
+from finetuner.encoder_cache import EncoderCache
+from finetuner.errors import ArtifactNotFound, ConfigError, CorruptedArtifact, RunInProgressError
+from finetuner.models import load_model, save_model
+from finetuner.run_store import RunStore
+from finetuner.runs import Status
+
+
+@pytest.fixture
+def volume(tiny_model_folder, tmp_path):
+    """Make a finished run by its name; gives the run."""
+
+    def volume(name, *, prompts=None):
+        loaded = load_model(tiny_model_folder)
+        folder = tmp_path / f"model-{name}-{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        save_model(loaded, folder)
+        manifest = Manifest(
+            run_name=name,
+            model="tiny",
+            dim=loaded.model.dim,
+            pooler="mean",
+            normalize=True,
+            max_length=loaded.max_length,
+            input_names=loaded.model.input_names,
+            metrics={},
+            has_onnx=False,
+            created_at="",
+            prompts=prompts or {},
+        )
+        run = RunStore(tmp_path).create(RunConfig(model="tiny", run_name=name), {})
+        pack(folder, run.artifact_path, manifest=manifest)
+        run.set_state(Status.FINISHED, "")
+        return run
+
+    return volume
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Count the loads by artifact."""
+    found = []
+    load = encoder_cache.load_encoder
+
+    def counted(path, **options):
+        found.append(path.stem)
+        return load(path, **options)
+
+    monkeypatch.setattr(encoder_cache, "load_encoder", counted)
+    return found
+
+
+def test_an_artifact_goes_by_name_by_path_and_by_id_and_is_loaded_once(volume, tmp_path, loads):
+    run = volume("one")
+    artifact_id = run.spec()["artifact_id"]
+    cache = EncoderCache(tmp_path)
+    found = [cache.get(name) for name in ("one", "default/one", artifact_id)]
+    assert found[0] is found[1] is found[2]
+    assert loads == ["one"]
+    assert (found[0].artifact_id, found[0].encoder.name) == (artifact_id, "one")
+    assert found[0].size_bytes == run.artifact_path.stat().st_size
+
+
+def test_what_is_loaded_is_found_without_a_search(volume, tmp_path, monkeypatch):
+    volume("one")
+    cache = EncoderCache(tmp_path)
+    assert cache.loaded("one") is None
+    served = cache.get("one")
+    monkeypatch.setattr(RunStore, "find_artifact", None)
+    assert cache.loaded("one") is served
+
+
+def test_a_run_made_again_is_another_model(volume, tmp_path, loads):
+    run = volume("one")
+    cache = EncoderCache(tmp_path)
+    old = cache.get("one")
+    RunStore(tmp_path).delete(run)
+    assert cache.loaded("one") is None
+    with pytest.raises(ArtifactNotFound, match="no run and no artifact `one`"):
+        cache.get("one")
+    run = volume("one")
+    os.utime(run.artifact_path, ns=(1, 1))
+    assert cache.loaded("one") is None
+    assert cache.get("one") is not old
+    assert loads == ["one", "one"]
+
+
+def test_beyond_the_budget_the_one_used_longest_ago_goes(volume, tmp_path, loads):
+    size_bytes = [volume(name).artifact_path.stat().st_size for name in ("a", "b", "c")][0]
+    cache = EncoderCache(tmp_path, max_bytes=int(size_bytes * 2.5))
+    cache.get("a"), cache.get("b"), cache.get("a"), cache.get("c")
+    assert [cache.loaded(name) is not None for name in "abc"] == [True, False, True]
+    cache.get("b")
+    assert loads == ["a", "b", "c", "b"]
+
+
+def test_one_is_kept_whatever_its_size(volume, tmp_path):
+    volume("a")
+    cache = EncoderCache(tmp_path, max_bytes=1)
+    served = cache.get("a")
+    assert cache.loaded("a") is served
+
+
+def test_what_was_taken_out_lives_as_long_as_it_is_used(volume, tmp_path):
+    volume("a"), volume("b")
+    cache = EncoderCache(tmp_path, max_bytes=1)
+    served = cache.get("a")
+    cache.get("b")
+    assert cache.loaded("a") is None
+    assert served.encoder.encode(["still here"]).shape == (1, 32)
+    watched = weakref.ref(served.encoder)
+    del served
+    gc.collect()
+    assert watched() is None
+
+
+def test_a_load_keeps_nobody_else_waiting_and_is_done_once(volume, tmp_path, monkeypatch):
+    volume("slow"), volume("quick")
+    cache = EncoderCache(tmp_path)
+    load, gate, begun = encoder_cache.load_encoder, threading.Event(), []
+
+    def slow_load(path, **options):
+        if path.stem == "slow":
+            begun.append(path)
+            assert gate.wait(10)
+        return load(path, **options)
+
+    monkeypatch.setattr(encoder_cache, "load_encoder", slow_load)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(cache.get("slow"))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert cache.get("quick").encoder.name == "quick"
+    assert cache.loaded("slow") is None
+    gate.set()
+    for thread in threads:
+        thread.join(10)
+    assert len(found) == 3
+    assert len(set(map(id, found))) == len(begun) == 1
+
+
+def test_a_load_that_failed_is_tried_again(volume, tmp_path):
+    run = volume("a")
+    content = run.artifact_path.read_bytes()
+    run.artifact_path.write_bytes(b"no zip")
+    cache = EncoderCache(tmp_path)
+    for _ in range(2):
+        with pytest.raises(CorruptedArtifact, match="`a.zip` is not a zip file"):
+            cache.get("a")
+    run.artifact_path.write_bytes(content)
+    assert cache.get("a").encoder.name == "a"
+
+
+def test_the_default_may_be_a_path_and_a_request_may_not(volume, tmp_path):
+    path = volume("a").artifact_path
+    copied = tmp_path / "elsewhere.zip"
+    copied.write_bytes(path.read_bytes())
+    cache = EncoderCache(tmp_path, artifact=str(copied))
+    served = cache.loaded(None)
+    assert served is cache.get(None)
+    assert (served.encoder.name, served.artifact_id) == ("a", "")
+    np.testing.assert_array_equal(
+        served.encoder.encode(["x"]), cache.get("a").encoder.encode(["x"])
+    )
+    with pytest.raises(ArtifactNotFound, match="no run and no artifact"):
+        cache.get(str(copied))
+
+
+def test_without_a_default_a_request_must_name_one(tmp_path):
+    cache = EncoderCache(tmp_path)
+    assert cache.loaded(None) is None
+    with pytest.raises(ConfigError, match="name the artifact: parameters="):
+        cache.get(None)
+
+
+def test_a_run_in_work_has_no_artifact(tmp_path):
+    RunStore(tmp_path).create(RunConfig(model="tiny", run_name="a"), {})
+    with pytest.raises(RunInProgressError, match="a"):
+        EncoderCache(tmp_path).get("a")
+
+
+def test_prompts(volume, tmp_path):
+    volume("a", prompts={"query": "find: "})
+    served = EncoderCache(tmp_path).get("a")
+    assert served.prompt("query") == "find: "
+    with pytest.raises(
+        ConfigError, match="has no prompt `qury`; did you mean `query`. it has: query"
+    ):
+        served.prompt("qury")
