@@ -193,6 +193,10 @@ class EncodeAPI:
         )
         return {**_named(served), "tokens": [[asdict(token) for token in row] for row in tokens]}
 
+    async def models(self) -> dict[str, Any]:
+        """Return the finished runs of the volume, and what is known of those that are loaded."""
+        return {"models": await asyncio.to_thread(self._cache.list)}
+
     def close(self) -> None:
         """Finish what was taken, and stop."""
         self._batcher.close()

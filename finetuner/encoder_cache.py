@@ -7,14 +7,16 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import Future
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from finetuner.backends import Backend, EncoderPrecision
-from finetuner.config import Device
+from finetuner.config import DEFAULT_EXPERIMENT, Device
 from finetuner.encoder import Encoder, load_encoder
 from finetuner.errors import ConfigError, RunNotFoundError
 from finetuner.run_store import RunStore
-from finetuner.runs import Run
+from finetuner.runs import Run, Status
 from finetuner.schema import nearest
 
 logger = logging.getLogger(__name__)
@@ -133,6 +135,17 @@ class EncoderCache:
             self._served.move_to_end(key)
             return found.result()
 
+    def list(self) -> list[dict[str, Any]]:
+        """Return what can be served, oldest run first; dim and the like are known of what is loaded."""
+        with self._lock:
+            done = [future.result() for future in self._served.values() if future.done()]
+        by_id = {served.artifact_id: served for served in done}
+        return [
+            _described(run, by_id.get(run.spec()["artifact_id"]))
+            for run in self._store.list()
+            if run.state().status is Status.FINISHED
+        ]
+
     def _load(self, path: Path) -> Served:
         key = (path, path.stat().st_mtime_ns)
         with self._lock:
@@ -178,6 +191,21 @@ class EncoderCache:
             logger.info("unloading `%s`: %d bytes are loaded", served.encoder.name, total_bytes)
             del self._served[key]
             total_bytes -= served.size_bytes
+
+
+def _described(run: Run, served: Served | None) -> dict[str, Any]:
+    spec, encoder = run.spec(), served and served.encoder
+    is_default = run.experiment_name == DEFAULT_EXPERIMENT
+    return {
+        "id": run.name if is_default else f"{run.experiment_name}/{run.name}",
+        "kind": "run",
+        "artifact_id": spec["artifact_id"],
+        "created": int(datetime.fromisoformat(spec["created_at"]).timestamp()),
+        "is_loaded": encoder is not None,
+        "digest": encoder and encoder.digest,
+        "dim": encoder and encoder.dim,
+        "max_length": encoder and encoder.tokenizer.max_length,
+    }
 
 
 def _artifact_id(path: Path) -> str:

@@ -28,6 +28,7 @@ FinetunerError
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 
@@ -144,9 +145,15 @@ class KeysMismatchError(FinetunerError, ValueError):
 
 
 class OverloadedError(FinetunerError, RuntimeError):
-    """More is waiting than can be answered in time; the sentence says when to come back."""
+    """More is waiting than can be answered in time; the sentence ends with ``retry in N s``."""
 
     http_status = 429
+
+    @property
+    def retry_after_s(self) -> int:
+        """When to come back, at least 1; read from the sentence, all that travels between processes."""
+        found = re.search(r"retry in (\d+) s$", str(self))
+        return max(1, int(found[1])) if found else 1
 
 
 class UnavailableError(FinetunerError, ConnectionError):

@@ -7,30 +7,23 @@ the two cannot give different answers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from docarray import DocumentArray
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 
 from finetuner import __version__
 from finetuner.config import DEFAULT_EXPERIMENT
-from finetuner.data import check_text
-from finetuner.errors import (
-    ConfigError,
-    DataError,
-    RunNotFoundError,
-    RunPreparingError,
-)
+from finetuner.encode_routes import Call, add_encode_routes
+from finetuner.errors import RunNotFoundError, RunPreparingError
 from finetuner.http_messages import add_error_handlers, flag, json_response, query, read_body
 from finetuner.hub_routes import add_hub_routes
-from finetuner.openapi import ENCODE_BODY, ENCODE_RESULT, ERROR, FIT_BODY, RUN, described
+from finetuner.openai_routes import add_openai_routes
+from finetuner.openapi import ERROR, FIT_BODY, RUN, described
 from finetuner.run_store import RunStore
-from finetuner.wire import DRY_RUN, json_document, packed_texts, read_json_document
-
-Call = Callable[[str, DocumentArray | None, dict[str, Any]], Awaitable[DocumentArray]]
+from finetuner.wire import DRY_RUN, json_document, read_json_document
 
 _FOLLOW_INTERVAL_S = 0.5
 
@@ -51,7 +44,8 @@ def build_app(call: Call, workspace: Path) -> FastAPI:
     )
     add_error_handlers(app)
     _add_health(app, call)
-    _add_encode(app, call)
+    add_encode_routes(app, call)
+    add_openai_routes(app, call)
     _add_fit(app, call)
     _add_run_views(app, call)
     _add_run_files(app, call, workspace)
@@ -71,49 +65,6 @@ def _add_health(app: FastAPI, call: Call) -> None:
     async def ready() -> Response:
         await call(DRY_RUN, None, {})
         return json_response({"ready": True})
-
-
-def _add_encode(app: FastAPI, call: Call) -> None:
-    @app.post(
-        "/encode",
-        tags=["encode"],
-        summary="Embed texts",
-        openapi_extra=described(ENCODE_BODY),
-        responses={200: ENCODE_RESULT, 404: ERROR, 422: ERROR},
-    )
-    async def encode(request: Request) -> Response:
-        query(request)
-        body = await read_body(request, ("data", "parameters"))
-        rows = [_encode_row(row, i) for i, row in enumerate(_list(body.get("data")), start=1)]
-        parameters = {} if body.get("parameters") is None else body["parameters"]
-        if not isinstance(parameters, dict):
-            raise ConfigError("parameters must be an object")
-        docs = await call("/encode", packed_texts([text for _, text in rows]), parameters)
-        vectors = docs[0].tensor
-        data = [
-            {"id": id_ or str(i), "text": text, "embedding": vector}
-            for i, ((id_, text), vector) in enumerate(zip(rows, vectors, strict=True))
-        ]
-        dim = vectors.shape[1]  # tags travel as doubles
-        return json_response({"data": data, **docs[0].tags, "dim": dim})
-
-
-def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise ConfigError('data must be a list such as [{"text": "some text"}]')
-    return value
-
-
-def _encode_row(row: Any, number: int) -> tuple[str | None, str]:
-    row = {"text": row} if isinstance(row, str) else row
-    if not isinstance(row, dict) or "text" not in row or set(row) - {"id", "text"}:
-        raise DataError(
-            f"data[{number - 1}] must have the field text, and perhaps id, and no other"
-        )
-    id_ = row.get("id")
-    if isinstance(id_, bool) or not isinstance(id_, str | int | None):
-        raise DataError(f"data[{number - 1}]: the id must be a string or a whole number")
-    return (None if id_ is None else str(id_)), check_text(row["text"], f"data[{number - 1}]")
 
 
 def _add_fit(app: FastAPI, call: Call) -> None:

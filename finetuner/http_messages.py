@@ -15,27 +15,56 @@ from finetuner.errors import (
     EndpointNotFoundError,
     FinetunerError,
     MalformedRequestError,
+    OverloadedError,
     TooLargeError,
 )
 from finetuner.schema import nearest
 
 logger = logging.getLogger(__name__)
 MAX_BODY_BYTES = 32 * 2**20
+_OPENAI_KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
-def json_response(value: Any, status_code: int = 200) -> Response:
+def json_response(
+    value: Any, status_code: int = 200, *, headers: dict[str, str] | None = None
+) -> Response:
     """Answer with JSON; float32 arrays keep their short decimal form."""
     return Response(
         orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY),
         status_code,
+        headers,
         media_type="application/json",
     )
 
 
-def error_response(error: FinetunerError) -> Response:
-    """Answer with the error's own status code, its name and its sentence."""
-    content = {"error": type(error).__name__, "detail": str(error)}
-    return json_response(content, error.http_status)
+def error_response(request: Request, error: FinetunerError) -> Response:
+    """Answer with the error's own status code, its name and its sentence.
+
+    :param request: Below ``/v1/`` the answer has OpenAI's shape.
+    :param error: What was raised.
+    """
+    name, sentence = type(error).__name__, str(error)
+    headers = None
+    if isinstance(error, OverloadedError):
+        headers = {"Retry-After": str(error.retry_after_s)}
+    return _named_error(request, error.http_status, name, sentence, headers=headers)
+
+
+def _named_error(
+    request: Request,
+    status: int,
+    name: str,
+    sentence: str,
+    *,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    content: dict[str, Any] = {"error": name, "detail": sentence}
+    if request.url.path.startswith("/v1/"):
+        kind = _OPENAI_KINDS.get(
+            status, "invalid_request_error" if status < 500 else "server_error"
+        )
+        content = {"error": {"message": sentence, "type": kind, "param": None, "code": name}}
+    return json_response(content, status, headers=headers)
 
 
 async def read_body(request: Request, known: tuple[str, ...] | None = None) -> dict[str, Any]:
@@ -101,14 +130,14 @@ def add_error_handlers(app: FastAPI) -> None:
     """
 
     @app.exception_handler(FinetunerError)
-    async def known_error(_request: Request, error: FinetunerError) -> Response:
-        return error_response(error)
+    async def known_error(request: Request, error: FinetunerError) -> Response:
+        return error_response(request, error)
 
     @app.exception_handler(RequestValidationError)
-    async def wrong_field(_request: Request, error: RequestValidationError) -> Response:
+    async def wrong_field(request: Request, error: RequestValidationError) -> Response:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
-        return error_response(ConfigError(f"{where}: {problem['msg']}"))
+        return error_response(request, ConfigError(f"{where}: {problem['msg']}"))
 
     @app.exception_handler(HTTPException)
     async def routing_error(request: Request, error: HTTPException) -> Response:
@@ -118,13 +147,11 @@ def add_error_handlers(app: FastAPI) -> None:
             error_ = EndpointNotFoundError(
                 f"unknown endpoint `{shown}`{nearest(shown, paths)} see /docs"
             )
-            return error_response(error_)
-        return json_response({"error": "HTTPException", "detail": error.detail}, error.status_code)
+            return error_response(request, error_)
+        return _named_error(request, error.status_code, "HTTPException", error.detail)
 
     @app.exception_handler(Exception)
-    async def unforeseen_error(_request: Request, error: Exception) -> Response:
+    async def unforeseen_error(request: Request, error: Exception) -> Response:
         logger.error("unforeseen error", exc_info=error)
-        return json_response(
-            {"error": "FinetunerServerError", "detail": "internal error; the server's log has it"},
-            500,
-        )
+        sentence = "internal error; the server's log has it"
+        return _named_error(request, 500, "FinetunerServerError", sentence)

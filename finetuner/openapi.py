@@ -6,6 +6,7 @@ from typing import Any
 
 from finetuner.callback import CALLBACKS
 from finetuner.config import RunConfig
+from finetuner.encode_api import EncodeParameters, TextParameters
 from finetuner.schema import describe
 
 _TEXT = {"type": "string"}
@@ -95,22 +96,60 @@ RUN = _answer(
         config=describe(RunConfig),
     ),
 )
-ENCODE_BODY = {
-    "type": "object",
-    "required": ["data"],
+_TEXTS = {"type": "array", "items": _TEXT}
+_ENCODE_PARAMETERS = describe(EncodeParameters)
+_TEXT_PARAMETERS = describe(TextParameters)
+_EXAMPLE = {"parameters": {"artifact": "first-run"}}
+
+
+def _body(parameters: dict[str, Any], example: dict[str, Any], **properties: Any) -> dict[str, Any]:
+    return {
+        **_object(**properties, parameters=parameters),
+        "required": list(properties),
+        "additionalProperties": False,
+        "example": {**example, **_EXAMPLE},
+    }
+
+
+ENCODE_BODY = _body(
+    _ENCODE_PARAMETERS,
+    {"data": [{"text": "some text to encode"}]},
+    data={"type": "array", "items": _object(text=_TEXT, id={"type": ["string", "integer"]})},
+)
+SIMILARITY_BODY = _body(
+    _ENCODE_PARAMETERS,
+    {"queries": ["a question"], "texts": ["an answer", "another"]},
+    queries=_TEXTS,
+    texts=_TEXTS,
+)
+TOKENIZE_BODY = _body(_TEXT_PARAMETERS, {"texts": ["some text"]}, texts=_TEXTS)
+RANK_BODY = _body(
+    _ENCODE_PARAMETERS,
+    {"query": "a question", "texts": ["an answer", "another"]},
+    query=_TEXT,
+    texts=_TEXTS,
+)
+RANK_BODY["properties"]["top_k"] = {
+    "type": "integer",
+    "minimum": 1,
+    "description": "how many texts to return; all when left out",
+}
+_TOKEN_IDS = {"type": "array", "items": {"type": "integer"}}
+EMBEDDINGS_BODY = {
+    **_object(
+        input={"oneOf": [_TEXT, _TEXTS, _TOKEN_IDS, {"type": "array", "items": _TOKEN_IDS}]},
+        model={"type": "string", "description": "alias, run name, `experiment/run` or artifact id"},
+        encoding_format={"type": "string", "enum": ["float", "base64"]},
+        user={"type": "string", "description": "who asks; clients take turns"},
+        **{
+            name: schema
+            for name, schema in _ENCODE_PARAMETERS["properties"].items()
+            if name not in ("artifact", "batch_size", "client")
+        },
+    ),
+    "required": ["input", "model"],
     "additionalProperties": False,
-    "properties": {
-        "data": {"type": "array", "items": _object(text=_TEXT, id={"type": ["string", "integer"]})},
-        "parameters": _object(
-            artifact={
-                "type": "string",
-                "description": "a run's name, `experiment/run`, or an artifact id; may be left out "
-                "where the executor was started with one",
-            },
-            batch_size={"type": "integer", "minimum": 1, "description": "texts embedded at once"},
-        ),
-    },
-    "example": {"data": [{"text": "some text to encode"}], "parameters": {"artifact": "first-run"}},
+    "example": {"input": ["some text to encode"], "model": "first-run"},
 }
 ENCODE_RESULT = _answer(
     "The vectors, in the order of the texts",
@@ -122,8 +161,17 @@ ENCODE_RESULT = _answer(
             ),
         },
         artifact=_TEXT,
+        artifact_id=_TEXT,
+        digest=_TEXT,
         backend=_TEXT,
+        precision=_TEXT,
+        dtype=_TEXT,
         dim={"type": "integer"},
+        n_tokens={"type": "integer"},
     ),
 )
 ERROR = _answer("What was wrong, and what to do", _object(error=_TEXT, detail=_TEXT))
+OPENAI_ERROR = _answer(
+    "What was wrong, and what to do",
+    _object(error=_object(message=_TEXT, type=_TEXT, param={"type": "null"}, code=_TEXT)),
+)

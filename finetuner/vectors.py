@@ -69,7 +69,7 @@ def shape_vectors(
         vectors = vectors[:, :kept]
     if is_wanted and (kept < width or not is_normalized):
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors = vectors / np.where(lengths > 0, lengths, np.float32(1))
+        vectors = np.divide(vectors, np.where(lengths > 0, lengths, 1), dtype=np.float32)
     written: NDArray[Any] = _WRITERS[options.dtype](vectors)
     return written
 

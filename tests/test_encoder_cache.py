@@ -4,6 +4,7 @@ import gc
 import os
 import threading
 import weakref
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -189,6 +190,27 @@ def test_a_run_in_work_has_no_artifact(tmp_path):
     RunStore(tmp_path).create(RunConfig(model="tiny", run_name="a"), {})
     with pytest.raises(RunInProgressError, match="a"):
         EncoderCache(tmp_path).get("a")
+
+
+def test_what_can_be_served(volume, tmp_path):
+    runs = [volume("a"), volume("b")]
+    RunStore(tmp_path).create(RunConfig(model="tiny", run_name="unfinished"), {})
+    other = RunConfig(model="tiny", run_name="x", experiment_name="other")
+    RunStore(tmp_path).create(other, {}).set_state(Status.FINISHED, "")
+    cache = EncoderCache(tmp_path)
+    served = cache.get("b")
+    first, second, third = cache.list()
+    assert [row["id"] for row in (first, second, third)] == ["a", "b", "other/x"]
+    assert [row["artifact_id"] for row in (first, second)] == [
+        run.spec()["artifact_id"] for run in runs
+    ]
+    assert [first[name] for name in ("is_loaded", "digest", "dim")] == [False, None, None]
+    assert [second[name] for name in ("is_loaded", "digest", "dim", "max_length")] == [
+        *(True, served.encoder.digest),
+        *(32, 128),
+    ]
+    created = datetime.fromtimestamp(first["created"], UTC)
+    assert abs(datetime.now(UTC) - created) < timedelta(minutes=5)
 
 
 def test_prompts(volume, tmp_path):

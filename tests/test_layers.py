@@ -76,7 +76,18 @@ LIGHT = (
     ),
 )
 # The edge: the gateway, the service and the command line.
-EDGE = ("cli", "flow_calls", "http_api", "http_messages", "hub_routes", "openapi", "serve")
+EDGE = (
+    *(
+        "cli",
+        "encode_routes",
+        "flow_calls",
+        "http_api",
+        "http_messages",
+        "hub_routes",
+        "openai_routes",
+    ),
+    *("openapi", "serve"),
+)
 
 _MODULES = sorted(path.relative_to(_PACKAGE).as_posix()[:-3] for path in _PACKAGE.rglob("*.py"))
 _EXECUTOR_FILES = sorted(_EXECUTORS.rglob("*.py"))

@@ -91,6 +91,11 @@ class EncoderExecutor(Executor):
         asked = read(TextParameters, own_parameters(parameters), "parameters")
         return json_document(await self._api.tokenize(read_texts(docs), asked))
 
+    @requests(on="/models")
+    async def models(self, **_: Any) -> DocumentArray:
+        """Return what can be served, as one JSON document."""
+        return json_document(await self._api.models())
+
     def close(self) -> None:
         """Finish what was taken."""
         self._api.close()

@@ -1,0 +1,207 @@
+"""The HTTP routes that embed texts: ``/encode``, and what follows from vectors and tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import numpy as np
+from docarray import Document, DocumentArray
+from fastapi import FastAPI, Request, Response
+from numpy.typing import NDArray
+
+from finetuner.data import check_text
+from finetuner.errors import ConfigError, DataError
+from finetuner.http_messages import json_response, query, read_body
+from finetuner.openapi import (
+    ENCODE_BODY,
+    ENCODE_RESULT,
+    ERROR,
+    RANK_BODY,
+    SIMILARITY_BODY,
+    TOKENIZE_BODY,
+    described,
+)
+from finetuner.wire import packed_texts, read_json_document
+
+Call = Callable[[str, DocumentArray | None, dict[str, Any]], Awaitable[DocumentArray]]
+
+_ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys((404, 409, 413, 422, 429, 504), ERROR)
+# What an answer says of its vectors, and the numbers among it: protobuf makes doubles of them.
+_SAID = ("artifact", "artifact_id", "digest", "backend", "precision", "dtype")
+_COUNTED = ("dim", "n_tokens")
+_TIMED = ("tokenize", "queue", "inference")
+
+
+def add_encode_routes(app: FastAPI, call: Call) -> None:
+    """Serve ``/encode``, ``/similarity``, ``/rank``, ``/tokenize``, ``/models``.
+
+    :param app: Gets the routes.
+    :param call: Asks an executor.
+    """
+    _add_encode(app, call)
+    _add_comparisons(app, call)
+    _add_views(app, call)
+
+
+def timing_header(tags: Mapping[str, Any]) -> dict[str, str]:
+    """Return where a request's time went, as the header ``Server-Timing`` of the W3C.
+
+    :param tags: Of the answered document.
+    """
+    parts = [f"{name};dur={1e3 * tags.get(f'{name}_s', 0):.2f}" for name in _TIMED]
+    return {"Server-Timing": ", ".join(parts)}
+
+
+def provenance(tags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an answer says of the model and of its vectors.
+
+    :param tags: Of the answered document.
+    """
+    return {name: tags[name] for name in _SAID if name in tags} | {
+        name: int(tags[name]) for name in _COUNTED if name in tags
+    }
+
+
+def asker(request: Request) -> str:
+    """Return who asks, for the turns that clients take."""
+    return request.client.host if request.client else ""
+
+
+async def encode(
+    call: Call, texts: list[Any], parameters: Mapping[str, Any], request: Request
+) -> Document:
+    """Ask for vectors; gives a document with them as its tensor."""
+    asked = {"client": asker(request), **parameters}
+    return (await call("/encode", packed_texts(texts), asked))[0]
+
+
+def _parameters(body: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = body.get("parameters")
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, dict):
+        raise ConfigError("parameters must be an object")
+    return parameters
+
+
+def _add_encode(app: FastAPI, call: Call) -> None:
+    @app.post(
+        "/encode",
+        tags=["encode"],
+        summary="Embed texts",
+        openapi_extra=described(ENCODE_BODY),
+        responses={200: ENCODE_RESULT, **_ERRORS},
+    )
+    async def encode_(request: Request) -> Response:
+        query(request)
+        body = await read_body(request, ("data", "parameters"))
+        rows = [_encode_row(row, i) for i, row in enumerate(_list(body.get("data")))]
+        document = await encode(call, [text for _, text in rows], _parameters(body), request)
+        data = [
+            {"id": id_ or str(i), "text": text, "embedding": vector}
+            for i, ((id_, text), vector) in enumerate(zip(rows, document.tensor, strict=True))
+        ]
+        tags = document.tags
+        return json_response({"data": data, **provenance(tags)}, headers=timing_header(tags))
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ConfigError('data must be a list such as [{"text": "some text"}]')
+    return value
+
+
+def _encode_row(row: Any, position: int) -> tuple[str | None, str]:
+    row = {"text": row} if isinstance(row, str) else row
+    if not isinstance(row, dict) or "text" not in row or set(row) - {"id", "text"}:
+        raise DataError(f"data[{position}] must have the field text, and perhaps id, and no other")
+    id_ = row.get("id")
+    if isinstance(id_, bool) or not isinstance(id_, str | int | None):
+        raise DataError(f"data[{position}]: the id must be a string or a whole number")
+    return (None if id_ is None else str(id_)), check_text(row["text"], f"data[{position}]")
+
+
+def _add_comparisons(app: FastAPI, call: Call) -> None:
+    @app.post(
+        "/similarity",
+        tags=["encode"],
+        summary="Cosines between queries and texts",
+        openapi_extra=described(SIMILARITY_BODY),
+        responses=_ERRORS,
+    )
+    async def similarity(request: Request) -> Response:
+        query(request)
+        body = await read_body(request, ("queries", "texts", "parameters"))
+        queries, texts = (_texts(body, name) for name in ("queries", "texts"))
+        cosines, tags = await _cosines(call, request, body, queries=queries, texts=texts)
+        return json_response({"similarity": cosines, **tags})
+
+    @app.post(
+        "/rank",
+        tags=["encode"],
+        summary="Texts by their cosine to a query, nearest first",
+        openapi_extra=described(RANK_BODY),
+        responses=_ERRORS,
+    )
+    async def rank(request: Request) -> Response:
+        query(request)
+        body = await read_body(request, ("query", "texts", "top_k", "parameters"))
+        queries, texts = [check_text(body.get("query"), "query")], _texts(body, "texts")
+        top_k = _top_k(body.get("top_k"), len(texts))
+        cosines, tags = await _cosines(call, request, body, queries=queries, texts=texts)
+        # Stable, so that equal texts keep their order.
+        order = np.argsort(-cosines[0], kind="stable")[:top_k].tolist() if texts else []
+        results = [{"index": i, "score": cosines[0, i], "text": texts[i]} for i in order]
+        return json_response({"results": results, **tags})
+
+
+def _texts(body: Mapping[str, Any], name: str) -> list[str]:
+    texts = body.get(name)
+    if not isinstance(texts, list):
+        raise ConfigError(f"{name} must be a list of texts")
+    return [check_text(text, f"{name}[{i}]") for i, text in enumerate(texts)]
+
+
+def _top_k(value: Any, n_texts: int) -> int:
+    if value is None:
+        return n_texts
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"top_k must be a whole number above 0, got `{value!r}`"[:200])
+    return value
+
+
+async def _cosines(
+    call: Call, request: Request, body: Mapping[str, Any], *, queries: list[str], texts: list[str]
+) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """Return cosines, *Shape:* ``(n_queries, n_texts)`` float32, and what they come from."""
+    parameters = _parameters(body)
+    for name in ("dtype", "normalize"):
+        if name in parameters:
+            raise ConfigError(f"parameters.{name} changes no cosine; leave it out")
+    document = await encode(call, [*queries, *texts], parameters, request)
+    vectors = document.tensor
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors = vectors / np.where(lengths > 0, lengths, 1)
+    cosines = (vectors[: len(queries)] @ vectors[len(queries) :].T).astype(np.float32)
+    return cosines, provenance(document.tags)
+
+
+def _add_views(app: FastAPI, call: Call) -> None:
+    @app.post(
+        "/tokenize",
+        tags=["encode"],
+        summary="The tokens that the model sees of each text",
+        openapi_extra=described(TOKENIZE_BODY),
+        responses=_ERRORS,
+    )
+    async def tokenize(request: Request) -> Response:
+        query(request)
+        body = await read_body(request, ("texts", "parameters"))
+        docs = packed_texts(_texts(body, "texts"))
+        return json_response(read_json_document(await call("/tokenize", docs, _parameters(body))))
+
+    @app.get("/models", tags=["encode"], summary="What can be served")
+    async def models(request: Request) -> Response:
+        query(request)
+        return json_response(read_json_document(await call("/models", None, {})))
