@@ -22,6 +22,7 @@ from finetuner.http_messages import add_error_handlers, flag, json_response, que
 from finetuner.hub_routes import add_hub_routes
 from finetuner.openai_routes import add_openai_routes
 from finetuner.openapi import ERROR, FIT_BODY, RUN, described
+from finetuner.overload import OverloadGate
 from finetuner.run_store import RunStore
 from finetuner.wire import DRY_RUN, json_document, read_json_document
 
@@ -43,6 +44,7 @@ def build_app(call: Call, workspace: Path) -> FastAPI:
         redirect_slashes=False,
     )
     add_error_handlers(app)
+    call = OverloadGate(call)
     _add_health(app, call)
     add_encode_routes(app, call)
     add_openai_routes(app, call)

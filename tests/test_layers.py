@@ -86,7 +86,7 @@ EDGE = (
         "hub_routes",
         "openai_routes",
     ),
-    *("openapi", "serve"),
+    *("openapi", "overload", "serve"),
 )
 
 _MODULES = sorted(path.relative_to(_PACKAGE).as_posix()[:-3] for path in _PACKAGE.rglob("*.py"))
