@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 Vectors = NDArray[np.float32]
 TokenIds = Sequence[int]
 # Below this many tokens a batch is not shared among idle workers: its fixed cost would outweigh the gain.
-_SMALLEST_SHARE_TOKENS = 128
+_SMALLEST_SHARE_TOKENS = 64
 # How much the latest batch counts in the measured rate.
 _RATE_WEIGHT = 0.1
 
@@ -106,7 +106,7 @@ class Batcher:
     """
 
     def __init__(
-        self, *, n_workers: int, max_batch_tokens: int = 512, max_queue_tokens: int = 100_000
+        self, *, n_workers: int, max_batch_tokens: int = 256, max_queue_tokens: int = 100_000
     ) -> None:
         self._max_batch_tokens = max_batch_tokens
         self._max_queue_tokens = max_queue_tokens
