@@ -7,7 +7,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,6 +104,26 @@ def _fastest(device: Device) -> EncoderPrecision:
     return EncoderPrecision.FP16 if found == torch.device("cuda") else EncoderPrecision.FP32
 
 
+def halve_matrices(model: EmbeddingModel, precision: EncoderPrecision) -> None:
+    """Keep the matrices in 16 bits, which autocast would make of them anew for each batch.
+
+    :param model: Changed in place: its linear layers; vectors under autocast stay as they were.
+    :param precision: ``bf16`` or ``fp16``.
+    """
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.to(_dtype(precision))
+
+
+def _dtype(precision: EncoderPrecision) -> Any:
+    import torch
+
+    halves = {EncoderPrecision.BF16: torch.bfloat16, EncoderPrecision.FP16: torch.float16}
+    return halves.get(precision)
+
+
 def torch_embed(model: EmbeddingModel, precision: EncoderPrecision) -> Embed:
     """Return what embeds with a torch model as it is now, on the device where it is.
 
@@ -117,9 +137,7 @@ def torch_embed(model: EmbeddingModel, precision: EncoderPrecision) -> Embed:
 
     device = next(model.parameters()).device
     resolve_precision(Precision(precision.value), device)
-    dtype = {EncoderPrecision.BF16: torch.bfloat16, EncoderPrecision.FP16: torch.float16}.get(
-        precision
-    )
+    dtype = _dtype(precision)
 
     def embed(inputs: Inputs) -> Vectors:
         model.eval()

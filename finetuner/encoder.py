@@ -16,6 +16,7 @@ from finetuner.backends import (
     EncoderPrecision,
     Vectors,
     choose,
+    halve_matrices,
     onnx_embed,
     torch_embed,
 )
@@ -211,4 +212,6 @@ def _load_torch(
     )
     loaded = load_model(folder, options)
     loaded.model.to(resolve_device(device)[0])
+    if precision is not EncoderPrecision.FP32:
+        halve_matrices(loaded.model, precision)
     return torch_encoder(loaded, name=manifest.run_name, precision=precision)

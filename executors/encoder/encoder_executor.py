@@ -1,5 +1,6 @@
 """EncoderExecutor: embeds texts with the artifact of any finished run on the volume."""
 
+import os
 from typing import Any
 
 from docarray import DocumentArray
@@ -51,6 +52,8 @@ class EncoderExecutor(Executor):
     ) -> None:
         super().__init__(**kwargs)
         unknown_arguments(self, kwargs)
+        # A request has few texts: to spread them over threads costs more than it gains.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._api = EncodeAPI(
             resolve_workspace(workspace_dir),
             artifact=artifact,
