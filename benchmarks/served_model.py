@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 from finetuner.artifact import ONNX_GRAPH, Manifest, pack
@@ -43,3 +45,8 @@ def make_volume(volume: Path, model: str = "all-minilm-l6-v2") -> Encoder:
     pack(folder, run.artifact_path, manifest=manifest)
     run.set_state(Status.FINISHED, "made for a benchmark")
     return torch_encoder(loaded)
+
+
+if __name__ == "__main__":
+    make_volume(Path(json.load(sys.stdin)["volume"]))
+    print("{}")

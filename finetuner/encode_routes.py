@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from fastapi import FastAPI, Request, Response
 from numpy.typing import NDArray
 
 from finetuner.data import check_text
-from finetuner.errors import ConfigError, DataError
+from finetuner.errors import ConfigError, DataError, UnavailableError
 from finetuner.http_messages import json_response, query, read_body
 from finetuner.openapi import (
     ENCODE_BODY,
@@ -71,9 +72,24 @@ def asker(request: Request) -> str:
 async def encode(
     call: Call, texts: list[Any], parameters: Mapping[str, Any], request: Request
 ) -> Document:
-    """Ask for vectors; gives a document with them as its tensor."""
+    """Ask for vectors; gives a document with them as its tensor.
+
+    A client that hangs up takes its texts out of the executor's queue.
+
+    :raises UnavailableError: When it has; nobody reads that.
+    """
     asked = {"client": asker(request), **parameters}
-    return (await call("/encode", packed_texts(texts), asked))[0]
+    answer = asyncio.ensure_future(call("/encode", packed_texts(texts), asked))
+    # The body has been read: what comes next is the end of the connection.
+    gone = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise UnavailableError("the client has gone")
+        return answer.result()[0]
+    finally:
+        gone.cancel()
+        answer.cancel()
 
 
 def _parameters(body: Mapping[str, Any]) -> dict[str, Any]:

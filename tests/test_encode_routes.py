@@ -1,5 +1,6 @@
 """The routes that embed, over the service that the EncoderExecutor calls, without a Flow."""
 
+import asyncio
 import base64
 import math
 import re
@@ -283,6 +284,33 @@ def test_tokenize(client, encoder):
 )
 def test_what_is_refused(client, path, body, message):
     assert re.search(message, ask(client, path, body, 422)["detail"])
+
+
+def test_a_client_that_hangs_up_is_not_worked_for(volume):
+    cancelled = []
+
+    async def call(_endpoint, _docs, _parameters):
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    messages = [
+        {"type": "http.request", "body": b'{"input": "x", "model": "m"}', "more_body": False},
+        {"type": "http.disconnect"},
+    ]
+    scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": []}
+    scope |= {"query_string": b"", "client": ("a", 1), "server": ("b", 2), "scheme": "http"}
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(_message):
+        pass
+
+    asyncio.run(asyncio.wait_for(build_app(call, volume)(scope, receive, send), 5))
+    assert cancelled == [True]
 
 
 def test_overload_says_when_to_come_back(volume):

@@ -15,6 +15,7 @@ from jina import Client
 import finetuner
 from finetuner.callback import EvaluationCallback
 from finetuner.config import RunConfig
+from finetuner.encode_api import EncodeParameters
 from finetuner.errors import RunExistsError, RunFailedError, RunInProgressError
 
 pytestmark = pytest.mark.slow
@@ -55,11 +56,17 @@ def test_encode_equals_get_model_and_keeps_ids_and_order(server, finished_run, t
         found = np.array([row["embedding"] for row in data], dtype=np.float32)
         np.testing.assert_allclose(found, finetuner.encode(model, texts), atol=1e-5)
     body = {"data": [], "parameters": {"artifact": "finished"}}
-    assert server.post("/encode", json=body).json() == {
+    answer = server.post("/encode", json=body).json()
+    assert len(answer.pop("digest")) == 64
+    assert answer == {
         "data": [],
         "artifact": "finished",
+        "artifact_id": finished_run["artifact_id"],
         "backend": "torch",
+        "precision": "fp32",
+        "dtype": "float32",
         "dim": 32,
+        "n_tokens": 0,
     }
 
 
@@ -267,6 +274,7 @@ def test_description_is_that_of_the_code(server):
     assert set(paths["/fit"]["post"]["responses"]) >= {"201", "400", "404", "409", "413", "422"}
     body = paths["/encode"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert (set(body["properties"]), body["required"]) == ({"data", "parameters"}, ["data"])
-    assert set(body["properties"]["parameters"]["properties"]) == {"artifact", "batch_size"}
+    parameters = {field.name for field in dataclasses.fields(EncodeParameters)}
+    assert set(body["properties"]["parameters"]["properties"]) == parameters
     assert {"/encode", "/runs", "/runs/{run_name}/logs", "/data/{name}"} <= set(paths)
     assert server.get("/docs").status_code == 200
