@@ -59,6 +59,35 @@ class Timing:
     inference_s: float = 0.0
 
 
+@dataclass(frozen=True)
+class BatchCounts:
+    """What has been embedded since the start.
+
+    :param n_batches: Batches.
+    :param n_texts: Texts in them.
+    :param n_tokens: Their tokens, without padding.
+    :param n_padding_tokens: Padding beside them.
+    :param inference_s: Time spent in them, in seconds, all workers together.
+    """
+
+    n_batches: int = 0
+    n_texts: int = 0
+    n_tokens: int = 0
+    n_padding_tokens: int = 0
+    inference_s: float = 0.0
+
+    def plus(self, lengths: Sequence[int], took_s: float) -> BatchCounts:
+        """Return the counts with one more batch, of texts with so many tokens each."""
+        n_tokens = sum(lengths)
+        return BatchCounts(
+            self.n_batches + 1,
+            self.n_texts + len(lengths),
+            self.n_tokens + n_tokens,
+            self.n_padding_tokens + max(lengths) * len(lengths) - n_tokens,
+            self.inference_s + took_s,
+        )
+
+
 @dataclass(eq=False)
 class Job:
     """One request in work.
@@ -116,6 +145,7 @@ class Batcher:
         self._arrivals = count()
         self._n_queued_tokens = 0
         self._tokens_per_second = 0.0
+        self._counts = BatchCounts()
         self._n_idle = 0
         self._is_closed = False
         self._condition = threading.Condition()
@@ -130,6 +160,11 @@ class Batcher:
     def n_queued_tokens(self) -> int:
         """Tokens of the texts that wait for a batch."""
         return self._n_queued_tokens
+
+    @property
+    def counts(self) -> BatchCounts:
+        """What has been embedded since the start."""
+        return self._counts
 
     def submit(self, embedder: Embedder, token_ids: Sequence[TokenIds], *, client: str = "") -> Job:
         """Take a request.
@@ -269,9 +304,11 @@ class Batcher:
     def _deliver(self, batch: list[_Text], vectors: Vectors, took_s: float) -> None:
         for text, vector in zip(batch, vectors, strict=True):
             text.job.vectors[text.position] = vector
-        rate = sum(text.n_tokens for text in batch) * len(self._workers) / max(took_s, 1e-6)
+        lengths = [text.n_tokens for text in batch]
+        rate = sum(lengths) * len(self._workers) / max(took_s, 1e-6)
         ended = []
         with self._condition:
+            self._counts = self._counts.plus(lengths, took_s)
             weight = _RATE_WEIGHT if self._tokens_per_second else 1
             self._tokens_per_second += weight * (rate - self._tokens_per_second)
             for job, n_texts in Counter(text.job for text in batch).items():

@@ -21,6 +21,7 @@ from finetuner.encoder import Encoder
 from finetuner.encoder_cache import EncoderCache, Served
 from finetuner.errors import ConfigError, DeadlineExceededError, DigestMismatchError
 from finetuner.schema import documented
+from finetuner.serving_metrics import EncodeMetrics
 from finetuner.tokens import Truncate
 from finetuner.vectors import VectorOptions, VectorType, shape_vectors
 
@@ -155,6 +156,7 @@ class EncodeAPI:
             n_threads=1 if is_cpu else None,
             max_bytes=max_model_bytes,
         )
+        self._metrics = EncodeMetrics(self._batcher, self._cache)
         self._tokenizing = ThreadPoolExecutor(n_cores, thread_name_prefix="tokenize")
 
     async def encode(self, texts: Texts, parameters: EncodeParameters) -> Encoded:
@@ -170,6 +172,15 @@ class EncodeAPI:
         :raises OverloadedError: When too much is waiting.
         :raises DeadlineExceededError: When ``timeout_s`` has passed.
         """
+        try:
+            encoded = await self._encode(texts, parameters)
+        except (Exception, asyncio.CancelledError) as error:
+            self._metrics.failed(error)
+            raise
+        self._metrics.ended(encoded.tags, len(texts))
+        return encoded
+
+    async def _encode(self, texts: Texts, parameters: EncodeParameters) -> Encoded:
         try:
             async with asyncio.timeout(parameters.timeout_s):
                 prepared = await self._prepare(texts, parameters)
@@ -203,6 +214,10 @@ class EncodeAPI:
     async def models(self) -> dict[str, Any]:
         """Return the finished runs of the volume, and what is known of those that are loaded."""
         return {"models": await asyncio.to_thread(self._cache.list)}
+
+    def metrics(self) -> str:
+        """Return counts and times, as Prometheus reads them."""
+        return self._metrics.text()
 
     def close(self) -> None:
         """Finish what was taken, and stop."""

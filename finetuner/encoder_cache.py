@@ -146,6 +146,12 @@ class EncoderCache:
             if run.state().status is Status.FINISHED
         ]
 
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of each artifact that is loaded, by its path."""
+        with self._lock:
+            done = [(path, f) for (path, _), f in self._served.items() if f.done()]
+            return {str(path): future.result().size_bytes for path, future in done}
+
     def _load(self, path: Path) -> Served:
         key = (path, path.stat().st_mtime_ns)
         with self._lock:

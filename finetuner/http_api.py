@@ -19,6 +19,7 @@ from finetuner.config import DEFAULT_EXPERIMENT
 from finetuner.encode_routes import Call, add_encode_routes
 from finetuner.errors import RunNotFoundError, RunPreparingError
 from finetuner.http_messages import add_error_handlers, flag, json_response, query, read_body
+from finetuner.http_metrics import add_metrics
 from finetuner.hub_routes import add_hub_routes
 from finetuner.openai_routes import add_openai_routes
 from finetuner.openapi import ERROR, FIT_BODY, RUN, described
@@ -45,6 +46,7 @@ def build_app(call: Call, workspace: Path) -> FastAPI:
     )
     add_error_handlers(app)
     call = OverloadGate(call)
+    add_metrics(app, call)
     _add_health(app, call)
     add_encode_routes(app, call)
     add_openai_routes(app, call)

@@ -100,6 +100,11 @@ class EncoderExecutor(Executor):
         """Return what can be served, as one JSON document."""
         return json_document(await self._api.models())
 
+    @requests(on="/metrics/encoder")
+    async def metrics(self, **_: Any) -> DocumentArray:
+        """Return counts and times in the text format of Prometheus, as one JSON document."""
+        return json_document({"text": self._api.metrics()})
+
     def close(self) -> None:
         """Finish what was taken."""
         self._api.close()
