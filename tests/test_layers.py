@@ -22,6 +22,7 @@ ORDER = (
         "config",
         "metrics",
         "files",
+        "file_cache",
         "lock",
         "data",
         "pairs",
@@ -43,13 +44,14 @@ ORDER = (
     *("training_set", "gradients", "collapse", "hard_negatives", "checkpoint"),
     *("trainer", "training", "artifact", "onnx_export", "encoder", "search", "evaluation"),
     *("quantization", "verdict", "runs", "run_store", "encoder_cache", "loggers"),
+    *("aliases", "targets", "alias_store", "alias_api"),
     *("monitoring", "submission"),
     *("run_evaluation", "publishing", "stopping", "worklog", "job", "worker"),
     "supervisor",
     "run_api",
 )
 # What `import finetuner` loads: at module level only a few light modules of the core.
-CLIENT = ("__init__", "api", "client", "experiment", "inference", "run")
+CLIENT = ("__init__", "alias_verbs", "api", "client", "experiment", "inference", "run")
 LIGHT = (
     *(
         "errors",
@@ -65,7 +67,10 @@ LIGHT = (
     ),
 )
 # The edge: the gateway, the service and the command line.
-EDGE = ("cli", "flow_calls", "http_api", "http_messages", "hub_routes", "openapi", "serve")
+EDGE = (
+    *("alias_command", "alias_routes", "cli", "flow_calls", "http_api", "http_messages"),
+    *("hub_routes", "openapi", "serve"),
+)
 
 _MODULES = sorted(path.relative_to(_PACKAGE).as_posix()[:-3] for path in _PACKAGE.rglob("*.py"))
 _EXECUTOR_FILES = sorted(_EXECUTORS.rglob("*.py"))
