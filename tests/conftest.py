@@ -124,3 +124,35 @@ def work():
                 signal.signal(number, handler)
 
     return work
+
+
+@pytest.fixture
+def finish_run(tmp_path):
+    """Make a finished run on the volume `tmp_path`, judged as told, with an artifact without a model."""
+    from finetuner.artifact import Manifest, pack
+    from finetuner.config import RunConfig
+    from finetuner.run_store import RunStore
+    from finetuner.runs import Status
+
+    def finish(name, *outcomes, experiment="default"):
+        config = RunConfig(model="tiny", run_name=name, experiment_name=experiment)
+        run = RunStore(tmp_path).create(config, {})
+        manifest = Manifest(
+            run_name=name,
+            model="tiny",
+            dim=32,
+            pooler="mean",
+            normalize=True,
+            max_length=128,
+            input_names=("input_ids", "attention_mask"),
+            metrics={},
+            verdicts={f"set {i}": outcome for i, outcome in enumerate(outcomes)},
+            has_onnx=False,
+            created_at="",
+        )
+        with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+            pack(Path(folder), run.artifact_path, manifest=manifest)
+        run.set_state(Status.FINISHED, "Run finished")
+        return run
+
+    return finish
