@@ -14,6 +14,13 @@ __version__ = "0.1.0"
 from docarray import Document, DocumentArray
 
 from finetuner import callback
+from finetuner.alias_verbs import (
+    delete_alias,
+    get_alias,
+    list_aliases,
+    rollback_alias,
+    set_alias,
+)
 from finetuner.api import (
     create_experiment,
     create_run,
@@ -58,6 +65,7 @@ __all__ = [
     "create_experiment",
     "create_run",
     "create_training_run",
+    "delete_alias",
     "delete_experiment",
     "delete_experiments",
     "delete_run",
@@ -65,10 +73,12 @@ __all__ = [
     "describe_models",
     "encode",
     "fit",
+    "get_alias",
     "get_experiment",
     "get_model",
     "get_run",
     "get_token",
+    "list_aliases",
     "list_callbacks",
     "list_experiments",
     "list_model_options",
@@ -76,6 +86,8 @@ __all__ = [
     "list_runs",
     "login",
     "notebook_login",
+    "rollback_alias",
+    "set_alias",
 ]
 
 point_docarray_here()

@@ -167,7 +167,18 @@ def unpacked(artifact: Path) -> Iterator[tuple[Path, Manifest]]:
         folders = [path for path in Path(temporary).iterdir() if path.is_dir()]
         if len(folders) != 1:
             raise CorruptedArtifact(f"`{artifact.name}` must hold one folder, found {len(folders)}")
-        yield _checked_folder(folders[0])
+        folder, manifest = _checked_folder(folders[0])
+        _check_nothing_else(folder, manifest)
+        yield folder, manifest
+
+
+def _check_nothing_else(folder: Path, manifest: Manifest) -> None:
+    """Refuse files that the manifest does not list: the digest says nothing of them."""
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    if unlisted := sorted(found - manifest.files.keys() - {MANIFEST}):
+        raise CorruptedArtifact(
+            f"`{folder.name}` holds `{unlisted[0]}`, which is not in its manifest"
+        )
 
 
 def _extract(artifact: Path, target: Path) -> None:

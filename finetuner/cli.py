@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from finetuner.alias_command import alias
 from finetuner.client import server_url, token
 from finetuner.config import workspace_dir
 from finetuner.errors import ConfigError, FinetunerError
@@ -98,6 +99,9 @@ def env() -> None:
     }
     for name, value in variables.items():
         typer.echo(f"export {name}={shlex.quote(value)}")
+
+
+app.command()(alias)
 
 
 if __name__ == "__main__":

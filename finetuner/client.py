@@ -66,9 +66,9 @@ class Client:
         """Return the JSON answer of a POST."""
         return self._json("POST", path, data=orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY))
 
-    def put(self, path: str) -> Any:
-        """Return the JSON answer of a PUT without a body."""
-        return self._json("PUT", path)
+    def put(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Return the JSON answer of a PUT, with or without a body."""
+        return self._json("PUT", path, data=None if body is None else orjson.dumps(body))
 
     def delete(self, path: str, **parameters: Any) -> Any:
         """Return the JSON answer of a DELETE."""
@@ -171,3 +171,8 @@ def run_path(run_name: str, view: str = "") -> str:
 def experiment_path(name: str) -> str:
     """Return the path of an experiment on the server."""
     return f"/experiments/{quote(name, safe='')}"
+
+
+def alias_path(name: str, view: str = "") -> str:
+    """Return the path of an alias on the server."""
+    return f"/aliases/{quote(name, safe='')}{view}"

@@ -7,86 +7,36 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from finetuner.alias_api import AliasAPI
+from finetuner.alias_store import AliasStore
+from finetuner.aliases import Alias, Target, choose
 from finetuner.backends import Backend, EncoderPrecision
 from finetuner.batcher import Batcher, Job
 from finetuner.config import Device
 from finetuner.data import check_text
+from finetuner.encode_parameters import EncodeParameters, TextParameters
 from finetuner.encoder import Encoder
 from finetuner.encoder_cache import EncoderCache, Served
-from finetuner.errors import ConfigError, DeadlineExceededError, DigestMismatchError
-from finetuner.schema import documented
+from finetuner.errors import DeadlineExceededError, DigestMismatchError
 from finetuner.serving_metrics import EncodeMetrics
-from finetuner.tokens import Truncate
-from finetuner.vectors import VectorOptions, VectorType, shape_vectors
+from finetuner.vectors import shape_vectors
 
 # A batch that fits a core's cache is a fifth faster than one of four times its size; a GPU wants to be full.
 _BATCH_TOKENS = {Device.CPU: 256, Device.CUDA: 16_384}
 
 # Tokenised at once, in less time than the way to a thread and back takes on a busy machine.
 _FEW_CHARACTERS = 2_000
+# Beyond so many that wait, a shadow is not asked: it must not slow down those who are answered.
+_FEW_TOKENS = 2_000
+_SHADOW = "shadow"
 
 Texts = Sequence[str] | Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True)
-class TextParameters:
-    """Parameters of ``/tokenize``.
-
-    :raises ConfigError: When both prompts are given.
-    """
-
-    artifact: str | None = documented(
-        "alias, run name, `experiment/run` or artifact id; the server's own when left out",
-        default=None,
-    )
-    truncate: Truncate = documented(
-        "which end of a text that is too long is cut: right or left; error refuses it",
-        default=Truncate.RIGHT,
-    )
-    prompt: str | None = documented("put before each text", default=None)
-    prompt_name: str | None = documented("one of the prompts kept with the run", default=None)
-
-    def __post_init__(self) -> None:
-        if self.prompt is not None and self.prompt_name is not None:
-            raise ConfigError("give prompt or prompt_name, not both")
-        check_text(self.prompt or "", "prompt")
-
-
-@dataclass(frozen=True)
-class EncodeParameters(TextParameters):
-    """Parameters of ``/encode``.
-
-    :raises ConfigError: When a number is not above 0, or both prompts are given.
-    """
-
-    digest: str | None = documented(
-        "refuse when the artifact served has another digest", default=None
-    )
-    batch_size: int | None = documented(
-        "of the old API; checked and not used, for batches go by tokens", default=None
-    )
-    normalize: bool | None = documented(
-        "scale vectors to length one; as the model does when left out", default=None
-    )
-    dimensions: int | None = documented("cut vectors to this length", default=None)
-    dtype: VectorType = documented(
-        "float32, float16, int8 or binary (8 signs a byte)", default=VectorType.FLOAT32
-    )
-    timeout_s: float | None = documented("answered within so many seconds, or not", default=None)
-    client: str = documented("who asks; clients take turns", default="")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("batch_size", "timeout_s"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"parameters.{name} must be above 0, got {value}")
 
 
 @dataclass(frozen=True)
@@ -138,6 +88,8 @@ class EncodeAPI:
         max_batch_tokens: int | None = None,
         max_queue_tokens: int = 100_000,
     ) -> None:
+        self._aliases = AliasStore(workspace)
+        self.aliases = AliasAPI(self._aliases, warm=self._warm)
         n_cores = len(os.sched_getaffinity(0))
         is_cpu = device is Device.CPU
         # A batch a core, each on one thread, beats one batch on all: threads that share a small matrix
@@ -154,9 +106,11 @@ class EncodeAPI:
             device=device,
             precision=precision,
             n_threads=1 if is_cpu else None,
+            pinned=self._aliased,
             max_bytes=max_model_bytes,
         )
         self._metrics = EncodeMetrics(self._batcher, self._cache)
+        self._shadows: set[asyncio.Future[None]] = set()
         self._tokenizing = ThreadPoolExecutor(n_cores, thread_name_prefix="tokenize")
 
     async def encode(self, texts: Texts, parameters: EncodeParameters) -> Encoded:
@@ -178,13 +132,38 @@ class EncodeAPI:
             self._metrics.failed(error)
             raise
         self._metrics.ended(encoded.tags, len(texts))
+        self._shadow(texts, parameters)
         return encoded
+
+    def _shadow(self, texts: Texts, parameters: EncodeParameters) -> None:
+        """Ask the shadow of an alias the same, where little waits; only the figures show the answer."""
+        alias = parameters.artifact and self._aliases.find(parameters.artifact)
+        if not alias or alias.shadow is None or self._batcher.n_queued_tokens > _FEW_TOKENS:
+            return
+        asked = replace(
+            parameters,
+            artifact=alias.shadow.artifact_id,
+            client=_SHADOW,
+            digest=None,
+            timeout_s=None,
+        )
+        task = asyncio.ensure_future(self._ask_shadow(texts, asked))
+        self._shadows.add(task)  # the loop alone would let go of it
+        task.add_done_callback(self._shadows.discard)
+
+    async def _ask_shadow(self, texts: Texts, parameters: EncodeParameters) -> None:
+        try:
+            encoded = await self._encode(texts, parameters)
+        except Exception as error:  # nobody waits for it: it shows in the figures
+            self._metrics.failed(error, role=_SHADOW)
+        else:
+            self._metrics.ended(encoded.tags, len(texts), role=_SHADOW)
 
     async def _encode(self, texts: Texts, parameters: EncodeParameters) -> Encoded:
         try:
             async with asyncio.timeout(parameters.timeout_s):
                 prepared = await self._prepare(texts, parameters)
-                _check_digest(prepared.served.encoder, parameters.digest)
+                _check(prepared.served.encoder, parameters)
                 job = self._batcher.submit(
                     prepared.served.encoder, prepared.token_ids, client=parameters.client
                 )
@@ -212,8 +191,18 @@ class EncodeAPI:
         return {**_named(served), "tokens": [[asdict(token) for token in row] for row in tokens]}
 
     async def models(self) -> dict[str, Any]:
-        """Return the finished runs of the volume, and what is known of those that are loaded."""
-        return {"models": await asyncio.to_thread(self._cache.list)}
+        """Return the finished runs and the aliases of the volume, and what is known of those loaded."""
+        return {"models": await asyncio.to_thread(self._models)}
+
+    def _models(self) -> list[dict[str, Any]]:
+        runs = self._cache.list()
+        by_id = {row["artifact_id"]: row for row in runs}
+        aliases = [alias for alias in self._aliases.list() if alias.target.artifact_id in by_id]
+        named = [
+            {**by_id[alias.target.artifact_id], "id": alias.name, "kind": "alias"}
+            for alias in aliases
+        ]
+        return [*runs, *named]
 
     def metrics(self) -> str:
         """Return counts and times, as Prometheus reads them."""
@@ -224,10 +213,31 @@ class EncodeAPI:
         self._batcher.close()
         self._tokenizing.shutdown()
 
+    def _aliased(self) -> list[Path]:
+        """Return the artifacts that aliases point to, which stay loaded."""
+        targets = [target for alias in self._aliases.list() for target in alias.targets]
+        return [self._aliases.locate(t) for t in targets if self._aliases.is_there(t)]
+
+    def _warm(self, target: Target) -> None:
+        """Load what an alias shall point to, and run it once."""
+        self._cache.load(self._aliases.locate(target)).encoder.encode(["warm-up"])
+
     async def _find(self, parameters: TextParameters) -> Served:
-        if (served := self._cache.loaded(parameters.artifact)) is not None:
+        name = parameters.artifact
+        alias = None if name is None else self._aliases.find(name)
+        if alias is not None:
+            return await self._answering(alias, parameters)
+        if (served := self._cache.loaded(name)) is not None:
             return served
-        return await asyncio.to_thread(self._cache.get, parameters.artifact)
+        return await asyncio.to_thread(self._cache.get, name)
+
+    async def _answering(self, alias: Alias, parameters: TextParameters) -> Served:
+        """Return whichever target of an alias answers; a replica that has not loaded it does so now."""
+        client = parameters.client if isinstance(parameters, EncodeParameters) else ""
+        path = self._aliases.locate(choose(alias, client or None), alias=alias.name)
+        if (served := self._cache.loaded_from(path)) is not None:
+            return served
+        return await asyncio.to_thread(self._cache.load, path)
 
     async def _prepare(self, texts: Texts, parameters: EncodeParameters) -> Prepared:
         served = await self._find(parameters)
@@ -242,7 +252,10 @@ class EncodeAPI:
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, function)
 
 
-def _check_digest(encoder: Encoder, digest: str | None) -> None:
+def _check(encoder: Encoder, parameters: EncodeParameters) -> None:
+    """Refuse what this model cannot answer, before anything is computed."""
+    parameters.vector_options.check(encoder.dim, is_normalized=encoder.is_normalized)
+    digest = parameters.digest
     if digest is not None and digest != encoder.digest:
         raise DigestMismatchError(
             f"`{encoder.name}` is served with the digest {encoder.digest}, not {digest[:80]}: its "
@@ -274,8 +287,9 @@ def _with_prompt(served: Served, texts: list[str], parameters: TextParameters) -
 
 def _shaped(prepared: Prepared, job: Job, parameters: EncodeParameters) -> Encoded:
     served = prepared.served
-    options = VectorOptions(parameters.normalize, parameters.dimensions, parameters.dtype)
-    vectors = shape_vectors(job.vectors, options, is_normalized=served.encoder.is_normalized)
+    vectors = shape_vectors(
+        job.vectors, parameters.vector_options, is_normalized=served.encoder.is_normalized
+    )
     tags = {
         **_named(served),
         "backend": served.encoder.backend.value,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
@@ -66,6 +67,7 @@ class EncoderCache:
     :param precision: As there.
     :param n_threads: As there.
     :param max_bytes: What the artifacts kept may take together; one is kept whatever its size.
+    :param pinned: Gives the artifacts that are kept whatever they take.
     :raises ArtifactNotFound, CorruptedArtifact: When ``artifact`` cannot be loaded.
     """
 
@@ -79,6 +81,7 @@ class EncoderCache:
         precision: EncoderPrecision = EncoderPrecision.FP32,
         n_threads: int | None = None,
         max_bytes: int = 4 * 2**30,
+        pinned: Callable[[], Collection[Path]] = tuple,
     ) -> None:
         self._store = RunStore(workspace)
         self._backend = backend
@@ -86,13 +89,14 @@ class EncoderCache:
         self._precision = precision
         self._n_threads = n_threads
         self._max_bytes = max_bytes
+        self._pinned = pinned
         self._served: OrderedDict[_Key, Future[Served]] = OrderedDict()
         # Where a name was found last, so that a request costs one look at the file and no search.
         self._paths: dict[str, Path] = {}
         self._lock = threading.Lock()
         self._default = None if artifact is None else self._resolve_default(artifact)
         if self._default is not None:
-            self._load(self._default)
+            self.load(self._default)
 
     def _resolve_default(self, artifact: str) -> Path:
         # Only the one who starts the server may name a path; requests name runs.
@@ -113,17 +117,19 @@ class EncoderCache:
             )
         if artifact is None:
             assert self._default is not None  # noqa: S101 - checked above
-            return self._load(self._default)
+            return self.load(self._default)
         path = self._store.find_artifact(artifact)
-        served = self._load(path)
+        served = self.load(path)
         self._paths[artifact] = path
         return served
 
     def loaded(self, artifact: str | None) -> Served | None:
         """Return an artifact that is loaded and has not changed; None when :meth:`get` must be asked."""
         path = self._default if artifact is None else self._paths.get(artifact)
-        if path is None:
-            return None
+        return None if path is None else self.loaded_from(path)
+
+    def loaded_from(self, path: Path) -> Served | None:
+        """Return the artifact of a path, as :meth:`loaded` does of a name."""
         try:
             key = (path, path.stat().st_mtime_ns)
         except OSError:  # deleted
@@ -152,7 +158,12 @@ class EncoderCache:
             done = [(path, f) for (path, _), f in self._served.items() if f.done()]
             return {str(path): future.result().size_bytes for path, future in done}
 
-    def _load(self, path: Path) -> Served:
+    def load(self, path: Path) -> Served:
+        """Return the artifact of a path, loading it when needed.
+
+        :param path: On the volume; or what the server was started with.
+        :raises ArtifactNotFound, CorruptedArtifact: When it cannot be loaded.
+        """
         key = (path, path.stat().st_mtime_ns)
         with self._lock:
             found = self._served.get(key)
@@ -174,8 +185,9 @@ class EncoderCache:
             future.set_exception(exc)
             return
         future.set_result(served)
+        pinned = set(self._pinned())
         with self._lock:
-            self._evict()
+            self._evict(pinned)
 
     def _read(self, path: Path) -> Served:
         encoder = load_encoder(
@@ -187,13 +199,15 @@ class EncoderCache:
         )
         return Served(encoder, _artifact_id(path), path.stat().st_size)
 
-    def _evict(self) -> None:
+    def _evict(self, pinned: set[Path]) -> None:
         """Take out what was used longest ago until the rest fits."""
         kept = [(key, future.result()) for key, future in self._served.items() if future.done()]
         total_bytes = sum(served.size_bytes for _, served in kept)
         for key, served in kept[:-1]:
             if total_bytes <= self._max_bytes:
                 return
+            if key[0] in pinned:
+                continue
             logger.info("unloading `%s`: %d bytes are loaded", served.encoder.name, total_bytes)
             del self._served[key]
             total_bytes -= served.size_bytes

@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 
 from finetuner import __version__
+from finetuner.alias_routes import add_alias_routes
 from finetuner.config import DEFAULT_EXPERIMENT
 from finetuner.encode_routes import Call, add_encode_routes
 from finetuner.errors import RunNotFoundError, RunPreparingError
@@ -54,6 +55,7 @@ def build_app(call: Call, workspace: Path) -> FastAPI:
     _add_run_views(app, call)
     _add_run_files(app, call, workspace)
     _add_experiments(app, call)
+    add_alias_routes(app, call)
     add_hub_routes(app, workspace)
     return app
 

@@ -249,7 +249,13 @@ class Job:
     def _keep_epoch(self, epoch: int) -> None:
         """Write the epoch's model for TrainingCheckpoint, and remove the oldest beyond its number."""
         for callback in self._config.callbacks_of(TrainingCheckpoint):
-            keep_model(self._run, self._loaded, epoch, n_kept=callback.last_k_epochs)
+            keep_model(
+                self._run,
+                self._loaded,
+                epoch,
+                n_kept=callback.last_k_epochs,
+                prompts=self._config.prompts,
+            )
 
     def _finish(self, untuned: dict[str, Tensor]) -> str:
         """Settle the final weights, judge them, and publish; return the details."""

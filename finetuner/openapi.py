@@ -6,7 +6,7 @@ from typing import Any
 
 from finetuner.callback import CALLBACKS
 from finetuner.config import RunConfig
-from finetuner.encode_api import EncodeParameters, TextParameters
+from finetuner.encode_parameters import EncodeParameters, TextParameters
 from finetuner.schema import describe
 
 _TEXT = {"type": "string"}

@@ -107,13 +107,21 @@ class Publisher:
         return found
 
 
-def keep_model(run: Run, loaded: LoadedModel, epoch: int, *, n_kept: int) -> None:
+def keep_model(
+    run: Run,
+    loaded: LoadedModel,
+    epoch: int,
+    *,
+    n_kept: int,
+    prompts: Mapping[str, str] | None = None,
+) -> None:
     """Write a model as ``epochs/epoch-N`` of a run, whole or not at all, and drop the oldest.
 
     :param run: The run.
     :param loaded: The model; LoRA is merged in what is written, and goes on in the model itself.
     :param epoch: From 1.
     :param n_kept: Models to keep, at least 1.
+    :param prompts: Kept with each.
     """
     if hasattr(loaded.model.backbone, "peft_config"):
         loaded = replace(loaded, model=copy.deepcopy(loaded.model))
@@ -123,7 +131,7 @@ def keep_model(run: Run, loaded: LoadedModel, epoch: int, *, n_kept: int) -> Non
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
         new = Path(temporary) / "model"
         new.mkdir()
-        save_model(loaded, new)
+        save_model(loaded, new, prompts=prompts)
         target = folder / f"epoch-{epoch}"
         shutil.rmtree(target, ignore_errors=True)
         new.rename(target)

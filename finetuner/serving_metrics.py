@@ -26,7 +26,9 @@ class EncodeMetrics:
     def __init__(self, batcher: Batcher, cache: EncoderCache) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_ServerState(batcher, cache))
-        self._requests = self._counter("encode_requests", "Requests ended", "artifact", "outcome")
+        self._requests = self._counter(
+            "encode_requests", "Requests ended", "artifact", "outcome", "role"
+        )
         self._texts = self._counter("encode_texts", "Texts embedded", "artifact")
         self._tokens = self._counter("encode_tokens", "Tokens embedded", "artifact")
         self._seconds = Histogram(
@@ -40,22 +42,23 @@ class EncodeMetrics:
     def _counter(self, name: str, description: str, *labels: str) -> Counter:
         return Counter(f"finetuner_{name}", description, labels, registry=self._registry)
 
-    def ended(self, tags: Mapping[str, Any], n_texts: int) -> None:
+    def ended(self, tags: Mapping[str, Any], n_texts: int, *, role: str = "answer") -> None:
         """Count a request that was answered.
 
         :param tags: What was said of its vectors.
         :param n_texts: Its texts.
+        :param role: ``answer``, or ``shadow`` where nobody got the vectors.
         """
         artifact = tags["artifact"]
-        self._requests.labels(artifact, "ok").inc()
+        self._requests.labels(artifact, "ok", role).inc()
         self._texts.labels(artifact).inc(n_texts)
         self._tokens.labels(artifact).inc(tags["n_tokens"])
         for stage in ("tokenize", "queue", "inference"):
             self._seconds.labels(artifact, stage).observe(tags[f"{stage}_s"])
 
-    def failed(self, error: BaseException) -> None:
+    def failed(self, error: BaseException, *, role: str = "answer") -> None:
         """Count a request that was not answered; under no artifact, for its name may be anything."""
-        self._requests.labels("", type(error).__name__).inc()
+        self._requests.labels("", type(error).__name__, role).inc()
 
     def text(self) -> str:
         """Return all figures."""

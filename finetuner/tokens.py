@@ -99,6 +99,11 @@ class TextTokenizer:
         return int(self.tokenizer.truncation["max_length"])  # type: ignore[index]  # set in create
 
     @cached_property
+    def vocabulary_size(self) -> int:
+        """The largest token id and one; there may be gaps below it."""
+        return max(self.tokenizer.get_vocab().values()) + 1
+
+    @cached_property
     def _left(self) -> Tokenizer:
         """The same, which keeps a text's end; a tokenizer of its own, for threads share the first."""
         other = Tokenizer.from_str(self.tokenizer.to_str())
@@ -165,7 +170,7 @@ class TextTokenizer:
         :param token_ids: Any number; special tokens included, none is added.
         :raises DataError: When one is no list of 1 to :attr:`max_length` ids of the vocabulary.
         """
-        size = self.tokenizer.get_vocab_size()
+        size = self.vocabulary_size
         for number, ids in enumerate(token_ids, start=1):
             if not isinstance(ids, list) or not 1 <= len(ids) <= self.max_length:
                 raise DataError(

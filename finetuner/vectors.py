@@ -37,33 +37,47 @@ class VectorOptions:
     dimensions: int | None = None
     dtype: VectorType = VectorType.FLOAT32
 
+    def check(self, dim: int, *, is_normalized: bool) -> None:
+        """Refuse what a model's vectors cannot be made into; worth asking before they are computed.
+
+        :param dim: Elements of the model's vectors.
+        :param is_normalized: Whether they have length one.
+        :raises ConfigError: When ``dimensions`` is not from 1 to ``dim``, or no multiple of 8 with
+            ``binary``; or when ``normalize`` is false and the vectors have length one already.
+        """
+        kept = dim if self.dimensions is None else self.dimensions
+        if not 1 <= kept <= dim:
+            raise ConfigError(f"dimensions must be from 1 to {dim} with this model, got {kept}")
+        if self.dtype is VectorType.BINARY and kept % _BITS:
+            raise ConfigError(
+                f"dtype=binary packs 8 elements a byte: dimensions must be a multiple of 8, got {kept}"
+            )
+        if self.normalize is False and is_normalized:
+            raise ConfigError(
+                "normalize=false cannot be had: this model's own vectors have length one; train it with "
+                "model_options={'normalize': False}"
+            )
+
 
 def shape_vectors(
     vectors: NDArray[np.float32], options: VectorOptions, *, is_normalized: bool
 ) -> NDArray[Any]:
     """Return vectors in another form; what is cut is scaled to length one again.
 
-    int8: each vector times 127 over its largest element, rounded; the angle between two vectors stays,
-    their lengths do not. binary: 1 for an element above 0, eight to a byte, the first element in the
-    highest bit.
+    int8: each vector times 127 over its largest element, rounded; its length is lost and its direction
+    stays, to a cosine of .9999, so compare by cosine and not by product. binary: 1 for an element above
+    0, eight to a byte, the first element in the highest bit.
 
     :param vectors: *Shape:* ``(n_texts, dim)`` float32; none give none of the same width.
     :param options: What to do; with the defaults the same array is returned.
     :param is_normalized: Whether the model gives vectors of length one.
     :returns: *Shape:* ``(n_texts, dimensions)``, or an eighth of that in uint8 for ``binary``. A vector of
         zeros stays one.
-    :raises ConfigError: When ``dimensions`` is not from 1 to the vectors' own, or no multiple of 8 with
-        ``binary``; or when ``normalize`` is false and the model's vectors have length one already.
+    :raises ConfigError: As :meth:`VectorOptions.check`.
     """
     width = vectors.shape[1]
-    kept = options.dimensions if options.dimensions is not None else width
-    if not 1 <= kept <= width:
-        raise ConfigError(f"dimensions must be from 1 to {width} with this model, got {kept}")
-    if options.normalize is False and is_normalized:
-        raise ConfigError(
-            "normalize=false cannot be had: this model's own vectors have length one; train it with "
-            "model_options={'normalize': False}"
-        )
+    options.check(width, is_normalized=is_normalized)
+    kept = width if options.dimensions is None else options.dimensions
     is_wanted = is_normalized if options.normalize is None else options.normalize
     if kept < width:
         vectors = vectors[:, :kept]
@@ -81,11 +95,6 @@ def _as_int8(vectors: NDArray[np.float32]) -> NDArray[np.int8]:
 
 
 def _as_binary(vectors: NDArray[np.float32]) -> NDArray[np.uint8]:
-    if vectors.shape[1] % _BITS:
-        raise ConfigError(
-            f"dtype=binary packs 8 elements a byte: dimensions must be a multiple of 8, got "
-            f"{vectors.shape[1]}"
-        )
     return np.packbits(vectors > 0, axis=1)
 
 

@@ -124,3 +124,76 @@ def work():
                 signal.signal(number, handler)
 
     return work
+
+
+@pytest.fixture(scope="session")
+def publish_run(tiny_model_folder):
+    """Make a finished run with the tiny model on a volume; another seed gives other vectors."""
+    import torch
+
+    from finetuner.artifact import Manifest, pack
+    from finetuner.config import RunConfig
+    from finetuner.models import load_model, save_model
+    from finetuner.run_store import RunStore
+    from finetuner.runs import Status
+
+    def publish(volume, name, *, prompts=None, seed=0):
+        loaded = load_model(tiny_model_folder)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for weight in loaded.model.parameters() if seed else ():
+                weight += 0.1 * torch.randn_like(weight)
+        manifest = Manifest(
+            run_name=name,
+            model="tiny",
+            dim=loaded.model.dim,
+            pooler="mean",
+            normalize=True,
+            max_length=loaded.max_length,
+            input_names=loaded.model.input_names,
+            metrics={},
+            verdicts={"queries": "improved"},
+            has_onnx=False,
+            created_at="",
+            prompts=prompts or {},
+        )
+        run = RunStore(volume).create(RunConfig(model="tiny", run_name=name), {})
+        with tempfile.TemporaryDirectory() as folder:
+            save_model(loaded, Path(folder))
+            pack(Path(folder), run.artifact_path, manifest=manifest)
+        run.set_state(Status.FINISHED, "Run finished")
+        return run
+
+    return publish
+
+
+@pytest.fixture
+def finish_run(tmp_path):
+    """Make a finished run on the volume `tmp_path`, judged as told, with an artifact without a model."""
+    from finetuner.artifact import Manifest, pack
+    from finetuner.config import RunConfig
+    from finetuner.run_store import RunStore
+    from finetuner.runs import Status
+
+    def finish(name, *outcomes, experiment="default"):
+        config = RunConfig(model="tiny", run_name=name, experiment_name=experiment)
+        run = RunStore(tmp_path).create(config, {})
+        manifest = Manifest(
+            run_name=name,
+            model="tiny",
+            dim=32,
+            pooler="mean",
+            normalize=True,
+            max_length=128,
+            input_names=("input_ids", "attention_mask"),
+            metrics={},
+            verdicts={f"set {i}": outcome for i, outcome in enumerate(outcomes)},
+            has_onnx=False,
+            created_at="",
+        )
+        with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+            pack(Path(folder), run.artifact_path, manifest=manifest)
+        run.set_state(Status.FINISHED, "Run finished")
+        return run
+
+    return finish

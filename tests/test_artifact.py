@@ -94,6 +94,18 @@ def test_the_digest_is_the_manifests_and_follows_every_file(folder, tmp_path):
     assert digests[0] != digests[1]
 
 
+def test_a_file_that_the_manifest_does_not_list_is_refused(packed):
+    members = list(_members(packed).items())
+    _rewrite(packed, [*members, ("my-run/added_tokens.json", b"{}")])
+    with (
+        pytest.raises(
+            CorruptedArtifact, match="holds `added_tokens.json`, which is not in its man"
+        ),
+        unpacked(packed),
+    ):
+        pass
+
+
 def test_what_the_zip_holds(packed):
     with zipfile.ZipFile(packed) as archive:
         assert [(info.filename, info.compress_type) for info in archive.infolist()] == [

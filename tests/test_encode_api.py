@@ -6,9 +6,8 @@ import threading
 import numpy as np
 import pytest
 
-from finetuner.artifact import Manifest, pack
-from finetuner.config import RunConfig
-from finetuner.encode_api import EncodeAPI, EncodeParameters, TextParameters
+from finetuner.encode_api import EncodeAPI
+from finetuner.encode_parameters import EncodeParameters, TextParameters
 from finetuner.encoder import load_encoder
 from finetuner.errors import (
     ArtifactNotFound,
@@ -18,36 +17,17 @@ from finetuner.errors import (
     DigestMismatchError,
     OverloadedError,
 )
-from finetuner.models import load_model, save_model
 from finetuner.run_store import RunStore
-from finetuner.runs import Status
 from finetuner.schema import read
 
 TEXTS = ["the apple", "a much longer text about the river and the bank", "x", "the apple"]
 
 
 @pytest.fixture(scope="module")
-def volume(tiny_model_folder, tmp_path_factory):
-    """A volume with the finished run `one`, which has the prompt `query`."""
-    folder, root = (tmp_path_factory.mktemp(name) for name in ("model", "volume"))
-    loaded = load_model(tiny_model_folder)
-    save_model(loaded, folder)
-    manifest = Manifest(
-        run_name="one",
-        model="tiny",
-        dim=loaded.model.dim,
-        pooler="mean",
-        normalize=True,
-        max_length=loaded.max_length,
-        input_names=loaded.model.input_names,
-        metrics={},
-        has_onnx=False,
-        created_at="",
-        prompts={"query": "find the "},
-    )
-    run = RunStore(root).create(RunConfig(model="tiny", run_name="one"), {})
-    pack(folder, run.artifact_path, manifest=manifest)
-    run.set_state(Status.FINISHED, "")
+def volume(publish_run, tmp_path_factory):
+    """A volume with a finished run, which has the prompt `query`."""
+    root = tmp_path_factory.mktemp("volume")
+    publish_run(root, "one", prompts={"query": "find the "})
     return root
 
 
@@ -216,3 +196,82 @@ def test_tokenize(api, encoder):
     assert len(prompted["tokens"][0]) > len(
         asyncio.run(api.tokenize(["x"], TextParameters()))["tokens"][0]
     )
+
+
+@pytest.fixture
+def two_runs(publish_run, tmp_path):
+    """An api over the runs `a` and `b`, and the vectors of each by its digest."""
+    runs = [publish_run(tmp_path, name, seed=seed) for seed, name in enumerate("ab", start=1)]
+    encoders = [load_encoder(run.artifact_path) for run in runs]
+    api = EncodeAPI(tmp_path, max_model_bytes=1)
+    yield api, {encoder.digest: encoder.encode(TEXTS) for encoder in encoders}
+    api.close()
+
+
+def check_provenance(found, by_digest):
+    np.testing.assert_allclose(found.vectors, by_digest[found.tags["digest"]], atol=1e-6)
+    return found.tags["artifact"]
+
+
+def test_an_alias_is_switched_loaded_and_rolled_back(two_runs):
+    api, by_digest = two_runs
+    for run in "ab":
+        api.aliases.set({"name": "prod", "run": run})
+        # Warm before the switch, and pinned, though the budget holds no model at all.
+        assert api._cache.loaded_from(api._aliases.locate(api._aliases.get("prod").target))
+        assert check_provenance(encode(api, TEXTS, artifact="prod"), by_digest) == run
+    api.aliases.rollback({"name": "prod"})
+    assert check_provenance(encode(api, TEXTS, artifact="prod"), by_digest) == "a"
+    api.aliases.delete({"name": "prod"})
+    with pytest.raises(ArtifactNotFound, match="no run and no artifact `prod`"):
+        encode(api, TEXTS, artifact="prod")
+
+
+def test_a_split_gives_a_client_always_the_same_run(two_runs):
+    api, by_digest = two_runs
+    api.aliases.set({"name": "prod", "run": "a", "split": {"run": "b", "weight": 0.5}})
+    answers = {
+        client: {
+            check_provenance(encode(api, TEXTS, artifact="prod", client=client), by_digest)
+            for _ in range(3)
+        }
+        for client in map(str, range(30))
+    }
+    assert all(len(runs) == 1 for runs in answers.values())
+    assert set.union(*answers.values()) == {"a", "b"}
+
+
+def test_a_shadow_is_asked_and_answers_nobody(two_runs):
+    api, by_digest = two_runs
+    api.aliases.set({"name": "prod", "run": "a", "shadow": "b"})
+
+    async def ask():
+        found = await api.encode(TEXTS, EncodeParameters(artifact="prod"))
+        await asyncio.gather(*api._shadows)
+        return found
+
+    assert check_provenance(asyncio.run(ask()), by_digest) == "a"
+    text = api.metrics()
+    assert 'finetuner_encode_requests_total{artifact="a",outcome="ok",role="answer"} 1.0' in text
+    assert 'finetuner_encode_requests_total{artifact="b",outcome="ok",role="shadow"} 1.0' in text
+
+
+def test_an_alias_whose_run_is_gone(two_runs, tmp_path):
+    api, _ = two_runs
+    api.aliases.set({"name": "prod", "run": "a"})
+    RunStore(tmp_path).delete(RunStore(tmp_path).get("a"))
+    with pytest.raises(
+        ArtifactNotFound, match="alias `prod` points to artifact .* which was deleted"
+    ):
+        encode(api, TEXTS, artifact="prod")
+
+
+def test_aliases_are_among_the_models(two_runs):
+    api, _ = two_runs
+    api.aliases.set({"name": "prod", "run": "b"})
+    rows = asyncio.run(api.models())["models"]
+    assert [(row["id"], row["kind"], row["is_loaded"]) for row in rows] == [
+        ("a", "run", False),
+        ("b", "run", True),
+        ("prod", "alias", True),
+    ]

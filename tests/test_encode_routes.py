@@ -13,13 +13,11 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from finetuner.artifact import Manifest, pack
-from finetuner.config import RunConfig
-from finetuner.encode_api import EncodeAPI, EncodeParameters, TextParameters
+from finetuner.encode_api import EncodeAPI
+from finetuner.encode_parameters import EncodeParameters, TextParameters
 from finetuner.encoder import load_encoder
 from finetuner.errors import OverloadedError
 from finetuner.http_api import build_app
-from finetuner.models import load_model, save_model
 from finetuner.openapi import (
     EMBEDDINGS_BODY,
     ENCODE_BODY,
@@ -27,8 +25,6 @@ from finetuner.openapi import (
     SIMILARITY_BODY,
     TOKENIZE_BODY,
 )
-from finetuner.run_store import RunStore
-from finetuner.runs import Status
 from finetuner.schema import read
 from finetuner.wire import json_document, packed_vectors, read_texts
 
@@ -37,26 +33,10 @@ NAME = "first-run"
 
 
 @pytest.fixture(scope="module")
-def volume(tiny_model_folder, tmp_path_factory):
-    folder, root = (tmp_path_factory.mktemp(name) for name in ("model", "volume"))
-    loaded = load_model(tiny_model_folder)
-    save_model(loaded, folder)
-    manifest = Manifest(
-        run_name=NAME,
-        model="tiny",
-        dim=loaded.model.dim,
-        pooler="mean",
-        normalize=True,
-        max_length=loaded.max_length,
-        input_names=loaded.model.input_names,
-        metrics={},
-        has_onnx=False,
-        created_at="",
-        prompts={"query": "find the "},
-    )
-    run = RunStore(root).create(RunConfig(model="tiny", run_name=NAME), {})
-    pack(folder, run.artifact_path, manifest=manifest)
-    run.set_state(Status.FINISHED, "")
+def volume(publish_run, tmp_path_factory):
+    """A volume with a finished run, which has the prompt `query`."""
+    root = tmp_path_factory.mktemp("volume")
+    publish_run(root, NAME, prompts={"query": "find the "})
     return root
 
 

@@ -10,43 +10,17 @@ import numpy as np
 import pytest
 
 from finetuner import encoder_cache
-from finetuner.artifact import Manifest, pack
 from finetuner.config import RunConfig
 from finetuner.encoder_cache import EncoderCache
 from finetuner.errors import ArtifactNotFound, ConfigError, CorruptedArtifact, RunInProgressError
-from finetuner.models import load_model, save_model
 from finetuner.run_store import RunStore
 from finetuner.runs import Status
 
 
 @pytest.fixture
-def volume(tiny_model_folder, tmp_path):
+def volume(publish_run, tmp_path):
     """Make a finished run by its name; gives the run."""
-
-    def volume(name, *, prompts=None):
-        loaded = load_model(tiny_model_folder)
-        folder = tmp_path / f"model-{name}-{len(list(tmp_path.iterdir()))}"
-        folder.mkdir()
-        save_model(loaded, folder)
-        manifest = Manifest(
-            run_name=name,
-            model="tiny",
-            dim=loaded.model.dim,
-            pooler="mean",
-            normalize=True,
-            max_length=loaded.max_length,
-            input_names=loaded.model.input_names,
-            metrics={},
-            has_onnx=False,
-            created_at="",
-            prompts=prompts or {},
-        )
-        run = RunStore(tmp_path).create(RunConfig(model="tiny", run_name=name), {})
-        pack(folder, run.artifact_path, manifest=manifest)
-        run.set_state(Status.FINISHED, "")
-        return run
-
-    return volume
+    return lambda name, **options: publish_run(tmp_path, name, **options)
 
 
 @pytest.fixture
@@ -105,6 +79,14 @@ def test_beyond_the_budget_the_one_used_longest_ago_goes(volume, tmp_path, loads
     assert [cache.loaded(name) is not None for name in "abc"] == [True, False, True]
     cache.get("b")
     assert loads == ["a", "b", "c", "b"]
+
+
+def test_what_is_pinned_stays(volume, tmp_path):
+    kept = volume("a").artifact_path
+    volume("b"), volume("c")
+    cache = EncoderCache(tmp_path, max_bytes=1, pinned=lambda: [kept])
+    cache.get("a"), cache.get("b"), cache.get("c")
+    assert [cache.loaded(name) is not None for name in "abc"] == [True, False, True]
 
 
 def test_one_is_kept_whatever_its_size(volume, tmp_path):

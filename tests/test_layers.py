@@ -22,6 +22,7 @@ ORDER = (
         "config",
         "metrics",
         "files",
+        "file_cache",
         "lock",
         "data",
         "pairs",
@@ -42,34 +43,17 @@ ORDER = (
     ),
     *("adaptation", "batching", "losses", "pair_losses", "objective", "optimization"),
     *("training_set", "gradients", "collapse", "hard_negatives", "checkpoint"),
-    *(
-        "trainer",
-        "training",
-        "artifact",
-        "onnx_export",
-        "backends",
-        "encoder",
-        "batcher",
-        "search",
-        "evaluation",
-    ),
-    *(
-        "quantization",
-        "verdict",
-        "runs",
-        "run_store",
-        "encoder_cache",
-        "serving_metrics",
-        "encode_api",
-        "loggers",
-    ),
+    *("trainer", "training", "artifact", "onnx_export", "backends", "encoder", "batcher"),
+    *("search", "evaluation", "quantization", "verdict", "runs", "run_store"),
+    *("aliases", "targets", "alias_store", "alias_api"),
+    *("encoder_cache", "serving_metrics", "encode_parameters", "encode_api", "loggers"),
     *("monitoring", "submission"),
     *("run_evaluation", "publishing", "stopping", "worklog", "job", "worker"),
     "supervisor",
     "run_api",
 )
 # What `import finetuner` loads: at module level only a few light modules of the core.
-CLIENT = ("__init__", "api", "client", "experiment", "inference", "run")
+CLIENT = ("__init__", "alias_verbs", "api", "client", "experiment", "inference", "run")
 LIGHT = (
     *(
         "errors",
@@ -86,17 +70,9 @@ LIGHT = (
 )
 # The edge: the gateway, the service and the command line.
 EDGE = (
-    *(
-        "cli",
-        "encode_routes",
-        "flow_calls",
-        "http_api",
-        "http_messages",
-        "http_metrics",
-        "hub_routes",
-        "openai_routes",
-    ),
-    *("openapi", "overload", "serve"),
+    *("alias_command", "alias_routes", "cli", "encode_routes", "flow_calls", "http_api"),
+    *("http_messages", "http_metrics", "hub_routes", "openai_routes", "openapi"),
+    *("overload", "serve"),
 )
 
 _MODULES = sorted(path.relative_to(_PACKAGE).as_posix()[:-3] for path in _PACKAGE.rglob("*.py"))

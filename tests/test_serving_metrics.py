@@ -46,11 +46,11 @@ def test_figures_of_an_encoder():
     metrics.ended(tags, 3)
     metrics.ended({**tags, "n_tokens": 1}, 1)
     metrics.failed(asyncio.CancelledError())
-    metrics.failed(RunNotFoundError("x"))
+    metrics.failed(RunNotFoundError("x"), role="shadow")
     found = samples(metrics.text())
-    assert found["finetuner_encode_requests_total", "a", "ok"] == 2
-    assert found["finetuner_encode_requests_total", "", "CancelledError"] == 1
-    assert found["finetuner_encode_requests_total", "", "RunNotFoundError"] == 1
+    assert found["finetuner_encode_requests_total", "a", "answer", "ok"] == 2
+    assert found["finetuner_encode_requests_total", "", "CancelledError", "answer"] == 1
+    assert found["finetuner_encode_requests_total", "", "RunNotFoundError", "shadow"] == 1
     assert found["finetuner_encode_texts_total", "a"] == 4
     assert found["finetuner_encode_tokens_total", "a"] == 10
     for stage, total in (("tokenize", 0.004), ("queue", 0.04), ("inference", 0.4)):

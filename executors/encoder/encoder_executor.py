@@ -1,6 +1,8 @@
 """EncoderExecutor: embeds texts with the artifact of any finished run on the volume."""
 
+import asyncio
 import os
+from collections.abc import Callable
 from typing import Any
 
 from docarray import DocumentArray
@@ -9,7 +11,8 @@ from jina import Executor, requests
 from finetuner.backends import Backend, EncoderPrecision
 from finetuner.config import Device
 from finetuner.config import workspace_dir as resolve_workspace
-from finetuner.encode_api import EncodeAPI, EncodeParameters, TextParameters
+from finetuner.encode_api import EncodeAPI
+from finetuner.encode_parameters import EncodeParameters, TextParameters
 from finetuner.schema import convert, read
 from finetuner.wire import (
     PACKED_TEXTS,
@@ -73,7 +76,7 @@ class EncoderExecutor(Executor):
 
         :param docs: Documents with text; or one packed document of the gateway, answered by one with
             the vectors as its tensor, *Shape:* ``(n_texts, width)``.
-        :param parameters: Those of :class:`finetuner.encode_api.EncodeParameters`.
+        :param parameters: Those of :class:`finetuner.encode_parameters.EncodeParameters`.
         """
         asked = read(EncodeParameters, own_parameters(parameters), "parameters")
         encoded = await self._api.encode(read_texts(docs), asked)
@@ -90,7 +93,7 @@ class EncoderExecutor(Executor):
         """Return the tokens of each text, as one JSON document.
 
         :param docs: As :meth:`encode` takes them.
-        :param parameters: Those of :class:`finetuner.encode_api.TextParameters`.
+        :param parameters: Those of :class:`finetuner.encode_parameters.TextParameters`.
         """
         asked = read(TextParameters, own_parameters(parameters), "parameters")
         return json_document(await self._api.tokenize(read_texts(docs), asked))
@@ -99,6 +102,30 @@ class EncoderExecutor(Executor):
     async def models(self, **_: Any) -> DocumentArray:
         """Return what can be served, as one JSON document."""
         return json_document(await self._api.models())
+
+    @requests(on="/aliases")
+    async def aliases(self, parameters: dict[str, Any], **_: Any) -> DocumentArray:
+        """List aliases."""
+        return await self._ask(self._api.aliases.aliases, parameters)
+
+    @requests(on="/alias/set")
+    async def set_alias(self, parameters: dict[str, Any], **_: Any) -> DocumentArray:
+        """Let an alias point to a run."""
+        return await self._ask(self._api.aliases.set, parameters)
+
+    @requests(on="/alias/rollback")
+    async def roll_back_alias(self, parameters: dict[str, Any], **_: Any) -> DocumentArray:
+        """Let an alias point to the run before."""
+        return await self._ask(self._api.aliases.rollback, parameters)
+
+    @requests(on="/alias/delete")
+    async def delete_alias(self, parameters: dict[str, Any], **_: Any) -> DocumentArray:
+        """Remove an alias."""
+        return await self._ask(self._api.aliases.delete, parameters)
+
+    @staticmethod
+    async def _ask(answer: Callable[[dict[str, Any]], Any], parameters: Any) -> DocumentArray:
+        return json_document(await asyncio.to_thread(answer, own_parameters(parameters)))
 
     @requests(on="/metrics/encoder")
     async def metrics(self, **_: Any) -> DocumentArray:

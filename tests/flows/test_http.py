@@ -15,7 +15,7 @@ from jina import Client
 import finetuner
 from finetuner.callback import EvaluationCallback
 from finetuner.config import RunConfig
-from finetuner.encode_api import EncodeParameters
+from finetuner.encode_parameters import EncodeParameters
 from finetuner.errors import RunExistsError, RunFailedError, RunInProgressError
 
 pytestmark = pytest.mark.slow
