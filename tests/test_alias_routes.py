@@ -148,15 +148,16 @@ def test_routes_are_described(call, tmp_path):
     assert {"200", "404", "409", "422"} <= set(put["responses"])
 
 
-def test_life_of_an_alias_by_verbs(server):
+def test_life_of_an_alias_by_verbs(server, finish_run):
     assert finetuner.list_aliases() == []
     alias = finetuner.set_alias("prod", "one", split="two", weight=0.25, shadow="three")
     assert [share["weight"] for share in alias["shares"]] == [0.75, 0.25]
     assert finetuner.list_aliases() == [finetuner.get_alias("prod")] == [alias]
-    run = Run(Client(), {"name": "three", "experiment_name": "default"})
+    finish_run("four", "REGRESSED", experiment="other")
+    run = Run(Client(), {"name": "four", "experiment_name": "other"})
     with pytest.raises(PromotionRefusedError, match="has set 0: REGRESSED"):
         finetuner.set_alias("prod", run)
-    assert finetuner.set_alias("prod", run, force=True)["target"]["run"] == "default/three"
+    assert finetuner.set_alias("prod", run, force=True)["target"]["run"] == "other/four"
     assert finetuner.rollback_alias("prod")["target"] == alias["target"]
     with pytest.raises(ConflictError, match="has no target before `default/one`"):
         finetuner.rollback_alias("prod")
