@@ -31,19 +31,21 @@ def make_requests(job: Job, n_requests: int = 512) -> list[tuple[int, bytes]]:
     return requests
 
 
-async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> int:
-    """Send one request, read the whole answer, return its status."""
+async def ask(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes
+) -> tuple[int, bool]:
+    """Send one request, read the whole answer; return its status, and whether it says when to retry."""
     writer.write(request)
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
     await reader.readexactly(length)
-    return int(head.split()[1])
+    return int(head.split()[1]), b"retry-after:" in head
 
 
 async def drive(job: Job) -> Job:
     requests = make_requests(job)
     latencies: list[float] = []
-    done = {"texts": 0, "sent": 0, "errors": 0}
+    done = {"texts": 0, "sent": 0, "errors": 0, "refusals": 0}
     warm_until = time.perf_counter() + job["seconds"] / 8
     until = warm_until + job["seconds"]
 
@@ -52,13 +54,18 @@ async def drive(job: Job) -> Job:
         generator = random.Random(number)
         while (started := time.perf_counter()) < until:
             n_texts, request = generator.choice(requests)
-            status = await ask(reader, writer, request)
+            status, says_when = await ask(reader, writer, request)
+            if is_refused := status == 429 and says_when:
+                await asyncio.sleep(
+                    job.get("pause_s", 0)
+                )  # a client that does not wait as it is told
             ended = time.perf_counter()
             done["sent"] += n_texts
             if warm_until <= started and ended <= until:
                 latencies.append(ended - started)
                 done["texts"] += n_texts if status == 200 else 0
-                done["errors"] += status != 200
+                done["refusals"] += is_refused
+                done["errors"] += status != 200 and not is_refused
         writer.close()
 
     await asyncio.gather(*(connection(number) for number in range(job["n_connections"])))
@@ -67,6 +74,7 @@ async def drive(job: Job) -> Job:
         "n_texts": done["texts"],
         "n_texts_sent": done["sent"],
         "n_errors": done["errors"],
+        "n_refusals": done["refusals"],
         "n_requests": len(latencies),
         "wall_s": job["seconds"],
         "p50_ms": 1e3 * latencies[len(latencies) // 2],

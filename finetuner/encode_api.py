@@ -242,7 +242,7 @@ class EncodeAPI:
     async def _prepare(self, texts: Texts, parameters: EncodeParameters) -> Prepared:
         served = await self._find(parameters)
         started_at = time.perf_counter()
-        if sum(map(len, texts)) < _FEW_CHARACTERS:
+        if sum(len(text) for text in texts if isinstance(text, str | list)) < _FEW_CHARACTERS:
             token_ids = _token_ids(served, texts, parameters)
         else:
             token_ids = await self._in_thread(lambda: _token_ids(served, texts, parameters))

@@ -106,6 +106,8 @@ def test_token_ids_instead_of_texts(api, encoder):
     np.testing.assert_allclose(found.vectors, encoder.encode(TEXTS), atol=1e-6)
     with pytest.raises(DataError, match="text 2 must be a string, or a list of 1 to 128 token ids"):
         encode(api, [[5], []])
+    with pytest.raises(DataError, match="text 1 must be a string, or a list"):
+        encode(api, [5, None])
     with pytest.raises(DataError, match="text 2: the text must be a string, got"):
         encode(api, ["a", [5]])
 

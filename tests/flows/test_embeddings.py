@@ -32,12 +32,12 @@ def test_openais_client(client, expected):
     found = client.embeddings.create(model=NAME, input=TEXTS)
     vectors = [row.embedding for row in found.data]
     np.testing.assert_allclose(vectors, expected, atol=1e-6)
-    assert found.model_extra["digest"]
-    pinned = {"digest": found.model_extra["digest"], "timeout_s": 30, "truncate": "left"}
+    assert found.digest
+    pinned = {"digest": found.digest, "timeout_s": 30, "truncate": "left"}
     again = client.embeddings.create(model=NAME, input="x", extra_body=pinned)
     np.testing.assert_allclose(again.data[0].embedding, expected[2], atol=1e-6)
     assert NAME in [model.id for model in client.models.list()]
-    assert client.models.retrieve(NAME).model_extra["is_loaded"] is True
+    assert client.models.retrieve(NAME).is_loaded is True
 
 
 def test_openais_client_gets_true_errors(client, finished_run):
