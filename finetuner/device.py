@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from finetuner.config import Device, Precision
 from finetuner.errors import ConfigError
+
+# Of <malloc.h>.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def resolve_device(device: Device) -> tuple[torch.device, str | None]:
@@ -46,6 +52,19 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     if precision is Precision.FP16 and device.type != "cuda":
         raise ConfigError("precision='fp16' needs a GPU; use auto, bf16 or fp32")
     return precision
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, for the next step of a training to take.
+
+    glibc gives a block above 32 MB back at once, and gets it anew from the kernel, page by page. The
+    gradient of a vocabulary of 30,000 is 47 MB and made anew in each step: a tenth of the processor time
+    of fine-tuning a small transformer went into that. Elsewhere than on Linux with glibc nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def build_accelerator(precision: Precision, device: torch.device) -> Accelerator:

@@ -17,7 +17,7 @@ from finetuner.adaptation import parameter_groups
 from finetuner.checkpoint import CheckpointStore
 from finetuner.collapse import CollapseWatch, Verdict
 from finetuner.config import RunConfig
-from finetuner.device import build_accelerator
+from finetuner.device import build_accelerator, keep_freed_memory
 from finetuner.dropout import use_byte_dropout
 from finetuner.errors import TrainingError
 from finetuner.gradients import BatchResult, GradientComputer
@@ -126,6 +126,7 @@ class Trainer:
         self._model = loaded.model.to(self._accelerator.device)
         if self._accelerator.device.type == "cpu":
             use_byte_dropout(self._model)
+            keep_freed_memory()
         self._objective = build_objective(
             config, n_classes=int(training_set.classes.max()) + 1, dim=loaded.model.dim
         ).to(self._accelerator.device)
