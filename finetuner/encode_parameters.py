@@ -60,10 +60,10 @@ class EncodeParameters(TextParameters):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("batch_size", "timeout_s"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"parameters.{name} must be above 0, got {value}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ConfigError(f"parameters.batch_size must be at least 1, got {self.batch_size}")
+        if self.timeout_s is not None and not self.timeout_s > 0:
+            raise ConfigError(f"parameters.timeout_s must be above 0, got {self.timeout_s}")
 
     @property
     def vector_options(self) -> VectorOptions:

@@ -133,7 +133,7 @@ def test_a_pinned_digest(api, encoder):
         ({"artifact": "two"}, ArtifactNotFound, "no run and no artifact `two`"),
         ({"prompt": "a", "prompt_name": "b"}, ConfigError, "give prompt or prompt_name, not both"),
         ({"prompt_name": "nope"}, ConfigError, "has no prompt `nope`; it has: query"),
-        ({"batch_size": 0}, ConfigError, "parameters.batch_size must be above 0, got 0"),
+        ({"batch_size": 0}, ConfigError, "parameters.batch_size must be at least 1, got 0"),
         ({"timeout_s": -1}, ConfigError, "parameters.timeout_s must be above 0, got -1"),
         ({"dimensions": 33}, ConfigError, "dimensions must be from 1 to 32"),
         ({"normalize": False}, ConfigError, "this model's own vectors have length one"),
