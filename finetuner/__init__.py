@@ -11,6 +11,11 @@ from __future__ import annotations
 # The distribution's version, read by pyproject.toml and checked against CHANGELOG.md by a test.
 __version__ = "0.1.0"
 
+import os
+
+# ONNX Runtime 1.32 reports to its maker from every machine, unless this is set before it loads.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 from docarray import Document, DocumentArray
 
 from finetuner import callback

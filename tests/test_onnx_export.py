@@ -1,6 +1,11 @@
 import math
+import os
+import socket
+import subprocess
+import sys
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -124,3 +129,31 @@ def test_probes_are_short_long_and_odd():
     assert max(len(text.split()) for text in PROBES) == 512
     assert len(set(PROBES)) == len(PROBES)
     assert any(not text.isascii() for text in PROBES)
+
+
+@pytest.mark.slow
+def test_onnx_runtime_reports_to_nobody(tmp_path):
+    """It did: a session in a process that had not set the variable asked the proxy for its maker's host."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(0.1)
+    proxy = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    model = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["x"], ["y"])],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", 1, [1])],
+        [onnx.helper.make_tensor_value_info("y", 1, [1])],
+    )
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(model, opset_imports=opset, ir_version=9), tmp_path / "g.onnx")
+    code = (
+        "import finetuner, onnxruntime, time, sys\n"
+        "onnxruntime.InferenceSession(sys.argv[1])\n"
+        "time.sleep(8)\n"
+    )
+    names = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
+    environment = {**os.environ, **dict.fromkeys(names, proxy)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    command = [sys.executable, "-c", code, str(tmp_path / "g.onnx")]
+    subprocess.run(command, env=environment, check=True, timeout=60)
+    with pytest.raises(TimeoutError, match="timed out"):
+        listener.accept()
