@@ -10,10 +10,8 @@ from docarray import Document, DocumentArray
 from jina import Executor
 from jina.excepts import BadServer
 
-from finetuner.artifact import Manifest, pack
 from finetuner.encoder import load_encoder
 from finetuner.errors import ArtifactNotFound, ConfigError
-from finetuner.models import load_model, save_model
 
 pytestmark = pytest.mark.slow
 
@@ -23,25 +21,8 @@ TEXTS = ["some text to encode", "a longer text than the first of them", "x"]
 
 
 @pytest.fixture(scope="module")
-def artifact(tiny_model_folder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    loaded = load_model(tiny_model_folder)
-    save_model(loaded, folder)
-    manifest = Manifest(
-        run_name="r",
-        model="tiny",
-        dim=loaded.model.dim,
-        pooler="mean",
-        normalize=True,
-        max_length=loaded.max_length,
-        input_names=loaded.model.input_names,
-        metrics={},
-        has_onnx=False,
-        created_at="",
-    )
-    path = tmp_path_factory.mktemp("artifact") / "r.zip"
-    pack(folder, path, manifest=manifest)
-    return path
+def artifact(publish_run, tmp_path_factory):
+    return publish_run(tmp_path_factory.mktemp("volume"), "r").artifact_path
 
 
 def test_top_manifest_in_anyones_flow(artifact):
