@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from measurement import Row, metered, peak_memory_mb, synchronizer
 
-from finetuner.adaptation import interpolate
+from finetuner.adaptation import freeze_backbone, interpolate
 from finetuner.config import Precision, RunConfig
 from finetuner.data import TrainingData
 from finetuner.encoder import torch_encoder
@@ -38,6 +38,7 @@ def configure(job: Row) -> RunConfig:
         epochs=job["epochs"],
         batch_size=job["batch_size"],
         num_items_per_class=2,
+        n_frozen_layers=2,
         precision=Precision(job["precision"]),
         seed=job["seed"],
     )
@@ -52,7 +53,9 @@ def run(job: Row) -> Row:
     with metered(synchronizer(job["device"])) as usage:
         if job["epochs"]:
             untuned = {name: value.clone() for name, value in loaded.model.state_dict().items()}
-            train(loaded, data, config=configure(job), device=device, hooks=hooks)
+            config = configure(job)
+            freeze_backbone(loaded.model, config.n_frozen_layers)
+            train(loaded, data, config=config, device=device, hooks=hooks)
             # What WiSEFTCallback(alpha=0.7) does in a run.
             averaged = interpolate(untuned, loaded.model.state_dict(), ALPHA)
             loaded.model.load_state_dict(averaged)

@@ -82,16 +82,26 @@ def freeze_backbone(model: EmbeddingModel, n_layers: int | None = None, *, seed:
             model.add_head(model.width, seed=seed)
     else:
         n_all = len(_layers(model.backbone)[1])
-        if not 0 <= n_layers < n_all:
-            raise ConfigError(
-                f"from 0 to {n_all - 1} of the model's {n_all} layers can be frozen, got {n_layers}; "
-                "freeze=True freezes all of them and trains a projection head"
-            )
+        check_frozen_layers(n_layers, n_all)
         for parameter, depth in parameter_depths(model):
             if depth >= n_all - n_layers:
                 parameter.requires_grad_(False)
     model.frozen = tuple(module for module in model.backbone.modules() if _is_frozen(module))
     model.eval()
+
+
+def check_frozen_layers(n_frozen: int, n_layers: int) -> None:
+    """Refuse to freeze layers that a model does not have, or all of them.
+
+    :param n_frozen: To freeze.
+    :param n_layers: That there are.
+    :raises ConfigError: When that cannot be done.
+    """
+    if not 0 <= n_frozen < n_layers:
+        raise ConfigError(
+            f"from 0 to {n_layers - 1} of the model's {n_layers} layers can be frozen, got {n_frozen}; "
+            "freeze=True freezes all of them and trains a projection head"
+        )
 
 
 def _is_frozen(module: nn.Module) -> bool:

@@ -95,6 +95,7 @@ def fit(
     prompts: dict[str, str] | None = None,
     dimensions: Sequence[int] = (),
     hard_negatives: HardNegatives | dict[str, Any] | bool | None = None,
+    n_frozen_layers: int | None = None,
     lora: dict[str, Any] | None = None,
     accumulation_steps: int = 1,
     gradient_cache_size: int | None = None,
@@ -148,6 +149,8 @@ def fit(
     :param dimensions: Lengths that the vectors may be cut to afterwards (Matryoshka).
     :param hard_negatives: True, or :class:`finetuner.config.HardNegatives`: after each epoch, put texts into
         one batch with texts of other labels that the model takes for like them.
+    :param n_frozen_layers: Keep the embeddings and this many of the lowest layers as they are: faster, and
+        less is forgotten.
     :param lora: ``{'rank': 8, 'alpha': 16}`` trains low-rank additions alone; needs peft on the server.
     :param accumulation_steps: Batches to a step of the optimizer.
     :param gradient_cache_size: Texts in memory at once, for batches that would not fit; exact, and about

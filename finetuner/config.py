@@ -144,6 +144,10 @@ class RunConfig:
         "an artifact id or a run's name: go on from its weights", default=None
     )
     freeze: bool = documented("train the projection head alone", default=False)
+    n_frozen_layers: int | None = documented(
+        "keep the embeddings and this many of the lowest layers as they are; 0 for the embeddings alone",
+        default=None,
+    )
     output_dim: int | None = documented("length of the vectors, by a projection head", default=None)
     lora: dict[str, Any] | None = documented(
         "train low-rank additions alone: `rank`, `alpha`, `dropout`, `target_modules`", default=None

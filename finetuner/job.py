@@ -145,6 +145,8 @@ class Job:
         config, model = self._config, self._loaded.model
         if config.freeze:
             freeze_backbone(model, seed=config.seed)
+        elif config.n_frozen_layers is not None:
+            freeze_backbone(model, config.n_frozen_layers)
         # With the head that freezing may add, and under the names that weights have after LoRA too.
         untuned = _copied(self._loaded) if config.callbacks_of(WiSEFTCallback) else {}
         if config.lora is not None:

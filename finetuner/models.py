@@ -201,6 +201,15 @@ def read_dim(folder: Path, options: ModelOptions) -> int:
     return options.output_dim or int(read_config(folder).hidden_size)
 
 
+def read_n_layers(folder: Path) -> int:
+    """Return the number of a transformer's layers; no weights are read.
+
+    :param folder: Holds ``config.json``.
+    :raises ModelNotFoundError: As :func:`load_model`.
+    """
+    return int(read_config(folder).num_hidden_layers)
+
+
 def load_model(
     folder: Path,
     options: ModelOptions | None = None,

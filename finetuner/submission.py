@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from finetuner.adaptation import LoRAOptions, check_lora_available
+from finetuner.adaptation import LoRAOptions, check_frozen_layers, check_lora_available
 from finetuner.artifact import read_manifest
 from finetuner.backbones import check_available, locate_on_disk
 from finetuner.callback import (
@@ -24,7 +24,7 @@ from finetuner.evaluation import EvaluationSet
 from finetuner.loggers import check_loggers
 from finetuner.losses import CENTRE_LOSSES
 from finetuner.metrics import METRIC_NAMES
-from finetuner.models import ModelOptions, check_options, read_dim
+from finetuner.models import ModelOptions, check_options, read_dim, read_n_layers
 from finetuner.monitoring import watched
 from finetuner.pairs import Texts, labelled_together, read_rows
 from finetuner.run_store import RunStore
@@ -72,12 +72,17 @@ def submit(request: dict[str, Any], workspace: Path, *, allow_cpu_fallback: bool
 
 
 def _check_adapters(config: RunConfig) -> None:
-    if config.lora is None:
-        return
-    read(LoRAOptions, config.lora, "lora")
-    check_lora_available()
-    if config.freeze:
-        raise ConfigError("lora and freeze exclude each other; leave one out")
+    is_given = {
+        "lora": config.lora is not None,
+        "freeze": config.freeze,
+        "n_frozen_layers": config.n_frozen_layers is not None,
+    }
+    names = [name for name, given in is_given.items() if given]
+    if len(names) > 1:
+        raise ConfigError(f"{' and '.join(names)} exclude each other; leave one out")
+    if config.lora is not None:
+        read(LoRAOptions, config.lora, "lora")
+        check_lora_available()
 
 
 def _check_validation(config: RunConfig) -> None:
@@ -121,6 +126,8 @@ def _vector_length(config: RunConfig, workspace: Path) -> int | None:
     if folder is None:
         return options.output_dim
     check_options(folder, options)
+    if config.n_frozen_layers is not None:
+        check_frozen_layers(config.n_frozen_layers, read_n_layers(folder))
     return read_dim(folder, options)
 
 

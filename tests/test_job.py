@@ -316,6 +316,13 @@ def test_freeze_trains_the_head_alone(fit):
     assert tuned["head.linear.weight"].shape == (32, 32)
 
 
+def test_frozen_layers_stay_as_they_were(fit):
+    untuned, tuned = _weights(fit("untuned", epochs=0)), _weights(fit(n_frozen_layers=1))
+    changed = {name for name in tuned if not torch.equal(tuned[name], untuned[name])}
+    assert changed
+    assert all(name.startswith("backbone.encoder.layer.1.") for name in changed)
+
+
 def test_a_head_gives_vectors_of_another_length(fit):
     run = fit(output_dim=8)
     loaded, manifest = _loaded(run)
@@ -400,6 +407,7 @@ def test_an_artifact_that_is_gone_fails_the_run(fit, workspace, rows, work):
         {"accumulation_steps": 2},
         {"gradient_checkpointing": True},
         {"gradient_checkpointing": True, "freeze": True},
+        {"gradient_checkpointing": True, "n_frozen_layers": 1},
         {"gradient_checkpointing": True, "lora": {}},
         {"loss": "SoftTripleLoss", "dimensions": [32, 8], "hard_negatives": {}},
         {"sampler": "random", "hard_negatives": {}},

@@ -207,6 +207,14 @@ def watching(name, **options):
         ({"val_split": 0.95}, "val_split must be from 0 to 0.9, got 0.95"),
         ({"val_split": -0.1}, "val_split must be from 0 to 0.9, got -0.1"),
         ({"lora": {}, "freeze": True}, "lora and freeze exclude each other; leave one out"),
+        (
+            {"lora": {}, "n_frozen_layers": 0},
+            "lora and n_frozen_layers exclude each other; leave one out",
+        ),
+        (
+            {"n_frozen_layers": 2},
+            "from 0 to 1 of the model's 2 layers can be frozen, got 2; freeze=True freezes all",
+        ),
         ({"lora": {"rnk": 4}}, "unknown field `rnk` in lora; did you mean `rank`"),
         ({"lora": {"rank": 0}}, "lora.rank must be from 1 to 1024, got 0"),
         (
@@ -302,6 +310,7 @@ def test_settings_that_would_fail_later_are_refused(workspace, changes, message)
         {"hard_negatives": {}},
         {"lora": {"rank": 2}},
         {"freeze": True},
+        {"n_frozen_layers": 0},
         {"loss": "ArcFaceLoss", "val_split": 0.25, "loss_optimizer": "SGD"},
         {"loss": "MarginLoss", "loss_options": {"learn_beta": True}, "loss_optimizer": "SGD"},
         {"optimizer_options": {"layer_wise_lr_decay": 0.9}},
