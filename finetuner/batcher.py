@@ -32,6 +32,11 @@ Vectors = NDArray[np.float32]
 TokenIds = Sequence[int]
 # Below this many tokens a batch is not shared among idle workers: its fixed cost would outweigh the gain.
 _SMALLEST_SHARE_TOKENS = 64
+# A batch is overdue after this, and after so many times what the measured rate lets expect.
+_OVERDUE_S = 4.0
+_OVERDUE_FACTOR = 20.0
+# Until a rate is known: the first batch of a process may compile kernels.
+_FIRST_OVERDUE_S = 60.0
 # How much the latest batch counts in the measured rate.
 _RATE_WEIGHT = 0.1
 
@@ -147,6 +152,8 @@ class Batcher:
         self._tokens_per_second = 0.0
         self._counts = BatchCounts()
         self._n_idle = 0
+        # Of each batch in work: when it was begun, and its tokens with padding.
+        self._in_work: dict[int, tuple[float, int]] = {}
         self._is_closed = False
         self._condition = threading.Condition()
         self._workers = [
@@ -165,6 +172,22 @@ class Batcher:
     def counts(self) -> BatchCounts:
         """What has been embedded since the start."""
         return self._counts
+
+    @property
+    def overdue_s(self) -> float:
+        """By how much the batch in work that is latest is late, in seconds; 0 when none is.
+
+        Late is what takes longer than 4 s and 20 times the measured rate: the model hangs.
+        """
+        now = time.monotonic()
+        latest = 0.0
+        for started_at, n_tokens in list(self._in_work.values()):
+            if rate := self._tokens_per_second:
+                allowed_s = max(_OVERDUE_S, _OVERDUE_FACTOR * n_tokens * len(self._workers) / rate)
+            else:
+                allowed_s = _FIRST_OVERDUE_S
+            latest = max(latest, now - started_at - allowed_s)
+        return latest
 
     def submit(self, embedder: Embedder, token_ids: Sequence[TokenIds], *, client: str = "") -> Job:
         """Take a request.
@@ -288,6 +311,8 @@ class Batcher:
     def _embed(self, batch: list[_Text]) -> None:
         """Embed a batch; one that fails is halved until the text is found that it fails for."""
         started_at = time.monotonic()
+        n_padded = max(text.n_tokens for text in batch) * len(batch)
+        self._in_work[threading.get_ident()] = (started_at, n_padded)
         try:
             vectors = batch[0].job.embedder.embed_tokens([text.token_ids for text in batch])
         except Exception as exc:  # whatever a backend raises belongs to the request that caused it
@@ -299,6 +324,8 @@ class Batcher:
             logger.warning("a text of %d tokens cannot be embedded: %s", batch[0].n_tokens, exc)
             self._fail(batch[0].job, exc)
             return
+        finally:
+            self._in_work.pop(threading.get_ident(), None)
         self._deliver(batch, vectors, time.monotonic() - started_at)
 
     def _deliver(self, batch: list[_Text], vectors: Vectors, took_s: float) -> None:

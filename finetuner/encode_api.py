@@ -23,9 +23,10 @@ from finetuner.data import check_text
 from finetuner.encode_parameters import EncodeParameters, TextParameters
 from finetuner.encoder import Encoder
 from finetuner.encoder_cache import EncoderCache, Served
-from finetuner.errors import DeadlineExceededError, DigestMismatchError
+from finetuner.errors import DeadlineExceededError, DigestMismatchError, UnavailableError
 from finetuner.serving_metrics import EncodeMetrics
 from finetuner.vectors import shape_vectors
+from finetuner.watchdog import Watchdog
 
 # A batch that fits a core's cache is a fifth faster than one of four times its size; a GPU wants to be full.
 _BATCH_TOKENS = {Device.CPU: 256, Device.CUDA: 16_384}
@@ -111,6 +112,7 @@ class EncodeAPI:
         )
         self._metrics = EncodeMetrics(self._batcher, self._cache)
         self._shadows: set[asyncio.Future[None]] = set()
+        self._watchdog = Watchdog(lambda: self._batcher.overdue_s)
         self._tokenizing = ThreadPoolExecutor(n_cores, thread_name_prefix="tokenize")
 
     async def encode(self, texts: Texts, parameters: EncodeParameters) -> Encoded:
@@ -190,6 +192,15 @@ class EncodeAPI:
         )
         return {**_named(served), "tokens": [[asdict(token) for token in row] for row in tokens]}
 
+    def ready(self) -> dict[str, Any]:
+        """Answer when no model is stuck.
+
+        :raises UnavailableError: When a batch takes far longer than it should.
+        """
+        if overdue_s := self._batcher.overdue_s:
+            raise UnavailableError(f"a batch of texts is {overdue_s:.0f} s late: the model hangs")
+        return {"ready": True}
+
     async def models(self) -> dict[str, Any]:
         """Return the finished runs and the aliases of the volume, and what is known of those loaded."""
         return {"models": await asyncio.to_thread(self._models)}
@@ -211,6 +222,7 @@ class EncodeAPI:
     def close(self) -> None:
         """Finish what was taken, and stop."""
         self._batcher.close()
+        self._watchdog.close()
         self._tokenizing.shutdown()
 
     def _aliased(self) -> list[Path]:

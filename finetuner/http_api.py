@@ -16,6 +16,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 
 from finetuner import __version__
 from finetuner.alias_routes import add_alias_routes
+from finetuner.availability import Availability, DrainingApp
 from finetuner.config import DEFAULT_EXPERIMENT
 from finetuner.encode_routes import Call, add_encode_routes
 from finetuner.errors import RunNotFoundError, RunPreparingError
@@ -26,18 +27,20 @@ from finetuner.openai_routes import add_openai_routes
 from finetuner.openapi import ERROR, FIT_BODY, RUN, described
 from finetuner.overload import OverloadGate
 from finetuner.run_store import RunStore
-from finetuner.wire import DRY_RUN, json_document, read_json_document
+from finetuner.wire import json_document, read_json_document
 
 _FOLLOW_INTERVAL_S = 0.5
 
 
-def build_app(call: Call, workspace: Path) -> FastAPI:
+def build_app(call: Call, workspace: Path, availability: Availability | None = None) -> FastAPI:
     """Return the application.
 
     :param call: Sends documents and parameters to an executor's endpoint and gives its documents;
         raises the error that the executor raised.
     :param workspace: The volume, for downloads and stored data.
+    :param availability: Shared with the server that serves the application; one of its own when None.
     """
+    availability = availability or Availability(call)
     app = FastAPI(
         title="Finetuner, self-hosted",
         version=__version__,
@@ -48,28 +51,36 @@ def build_app(call: Call, workspace: Path) -> FastAPI:
     add_error_handlers(app)
     call = OverloadGate(call)
     add_metrics(app, call)
-    _add_health(app, call)
+    app.add_middleware(DrainingApp, availability=availability)
+    _add_health(app, availability)
     add_encode_routes(app, call)
     add_openai_routes(app, call)
     _add_fit(app, call)
     _add_run_views(app, call)
-    _add_run_files(app, call, workspace)
+    _add_run_files(app, call, workspace, availability)
     _add_experiments(app, call)
     add_alias_routes(app, call)
     add_hub_routes(app, workspace)
     return app
 
 
-def _add_health(app: FastAPI, call: Call) -> None:
+def _add_health(app: FastAPI, availability: Availability) -> None:
     @app.get("/", tags=["service"], summary="What this is")
     async def root() -> Response:
         return json_response({"name": "finetuner-flow", "version": __version__, "docs": "/docs"})
 
+    @app.get("/livez", tags=["service"], summary="Whether the gateway itself answers")
+    async def live() -> Response:
+        return json_response({"alive": True})
+
     @app.get(
-        "/readyz", tags=["service"], summary="Whether all parts answer", responses={503: ERROR}
+        "/readyz",
+        tags=["service"],
+        summary="Whether all parts answer, no model is stuck, and the service is not stopping",
+        responses={503: ERROR},
     )
     async def ready() -> Response:
-        await call(DRY_RUN, None, {})
+        await availability.check()
         return json_response({"ready": True})
 
 
@@ -123,7 +134,7 @@ def _add_run_views(app: FastAPI, call: Call) -> None:
     add_view("/runs/{run_name}/examples", "/examples", "Matches of some queries before and after")
 
 
-def _add_run_files(app: FastAPI, call: Call, workspace: Path) -> None:
+def _add_run_files(app: FastAPI, call: Call, workspace: Path, availability: Availability) -> None:
     @app.get(
         "/runs/{run_name}/logs",
         tags=["runs"],
@@ -136,7 +147,9 @@ def _add_run_files(app: FastAPI, call: Call, workspace: Path) -> None:
             answer = read_json_document(await call("/logs", None, parameters))
             return Response(answer["text"], media_type="text/plain; charset=utf-8")
         await call("/status", None, parameters)  # an unknown run is a 404, not an empty stream
-        return StreamingResponse(_follow(call, parameters), media_type="text/plain; charset=utf-8")
+        return StreamingResponse(
+            _follow(call, parameters, availability), media_type="text/plain; charset=utf-8"
+        )
 
     @app.get(
         "/runs/{run_name}/artifact",
@@ -153,10 +166,12 @@ def _add_run_files(app: FastAPI, call: Call, workspace: Path) -> None:
         )
 
 
-async def _follow(call: Call, parameters: dict[str, Any]) -> AsyncIterator[str]:
-    """Yield a run's log from its start until the run has ended, or is deleted."""
+async def _follow(
+    call: Call, parameters: dict[str, Any], availability: Availability
+) -> AsyncIterator[str]:
+    """Yield a run's log from its start until the run has ended or is deleted, or the service stops."""
     offset, ended = 0, False
-    while not ended:
+    while not ended and not availability.is_stopping:
         try:
             answer = read_json_document(await call("/logs", None, {**parameters, "offset": offset}))
         except RunPreparingError:  # it waits in the queue

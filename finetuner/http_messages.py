@@ -17,10 +17,13 @@ from finetuner.errors import (
     MalformedRequestError,
     OverloadedError,
     TooLargeError,
+    UnavailableError,
 )
 from finetuner.schema import nearest
 
 logger = logging.getLogger(__name__)
+# What an executor needs to start again, about.
+_RESTART_S = "5"
 MAX_BODY_BYTES = 32 * 2**20
 _OPENAI_KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -47,6 +50,8 @@ def error_response(request: Request, error: FinetunerError) -> Response:
     headers = None
     if isinstance(error, OverloadedError):
         headers = {"Retry-After": str(error.retry_after_s)}
+    elif isinstance(error, UnavailableError):
+        headers = {"Retry-After": _RESTART_S}
     return _named_error(request, error.http_status, name, sentence, headers=headers)
 
 

@@ -1,7 +1,7 @@
 """Starting, watching and stopping a Flow.
 
-``jina flow`` leaves gateway and executors behind when it gets SIGTERM; this main stops them, and it
-notices when one of them dies.
+``jina flow`` leaves gateway and executors behind when it gets SIGTERM; this main lets the gateway end what
+it has in work, stops them all, and starts an executor again that dies.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ import rich
 
 import finetuner
 from finetuner.errors import ConfigError, FinetunerServerError
+from finetuner.parts import Caretaker, parts_of
 
 logger = logging.getLogger(__name__)
 _WATCH_INTERVAL_S = 0.5
 _ABORT_TIMEOUT_S = 10.0
+# Longer than the gateway itself waits.
+_DRAIN_TIMEOUT_S = 35.0
 
 
 def flow_path(name: str) -> Path:
@@ -98,10 +101,11 @@ class Service:
         self._stopped = threading.Event()
 
     def run(self, on_ready: Any) -> None:
-        """Start, serve until SIGINT or SIGTERM, stop.
+        """Start, serve until SIGINT or SIGTERM, finish what is in work, stop.
 
         :param on_ready: Called once when all parts answer.
-        :raises FinetunerServerError: When a part of the Flow does not start, or dies.
+        :raises FinetunerServerError: When a part of the Flow does not start, the gateway dies, or an
+            executor dies again and again.
         """
         self._handle_signals()
         try:
@@ -109,13 +113,14 @@ class Service:
                 flow = self._flow.start()
         except Exception as exc:  # jina raises several kinds; each means that a part did not start
             raise FinetunerServerError("The Flow did not start", str(exc)) from exc
+        caretaker = Caretaker(flow)
         try:
             if not self._stopped.is_set():
                 on_ready()
             while not self._stopped.wait(_WATCH_INTERVAL_S):
-                if dead := [name for name, process in _processes(flow) if not process.is_alive()]:
-                    raise FinetunerServerError("A part of the Flow died", ", ".join(dead))
+                caretaker.look()
         finally:
+            caretaker.stop_gateway(_DRAIN_TIMEOUT_S)
             flow.close()
 
     def _handle_signals(self) -> None:
@@ -141,7 +146,7 @@ def _freed_when_a_part_dies(flow: Any) -> Iterator[None]:
 
     def watch() -> None:
         while not started.wait(_WATCH_INTERVAL_S):
-            processes = [process for _, process in _processes(flow)]
+            processes = [part.process for part in parts_of(flow)]
             if any(process.exitcode is not None for process in processes):
                 if started.wait(_ABORT_TIMEOUT_S):
                     return
@@ -167,13 +172,3 @@ def _quiet_console() -> Iterator[None]:
             yield
         finally:
             rich.get_console().quiet = False
-
-
-def _processes(flow: Any) -> Iterator[tuple[str, Any]]:
-    for name, deployment in flow._deployment_nodes.items():
-        pods = [deployment.head_pod, *([deployment.gateway_pod] if deployment.gateway_pod else [])]
-        for shard in deployment.shards.values():
-            pods += shard._pods
-        for pod in pods:
-            if pod is not None and hasattr(pod, "worker"):
-                yield name, pod.worker

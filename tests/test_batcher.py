@@ -1,6 +1,7 @@
 """Batches across requests, with a model whose vectors can be told by heart."""
 
 import threading
+import time
 from concurrent.futures import CancelledError
 from concurrent.futures import wait as wait_for
 
@@ -256,3 +257,20 @@ def test_time_is_told(held):
     results([job])
     assert job.timing.queue_s >= 0.04
     assert 0 < job.timing.inference_s < 1
+
+
+def test_a_batch_that_hangs_is_overdue_and_one_that_ends_is_not(batcher_of, monkeypatch):
+    monkeypatch.setattr("finetuner.batcher._OVERDUE_S", 0.05)
+    monkeypatch.setattr("finetuner.batcher._FIRST_OVERDUE_S", 0.05)
+    batcher, model = batcher_of(), Sums(is_held=True)
+    assert batcher.overdue_s == 0
+    job = batcher.submit(model, [[1, 2]])
+    assert model.entered.wait(5)
+    assert batcher.overdue_s == 0
+    deadline = time.monotonic() + 5
+    while not batcher.overdue_s:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    model.gate.set()
+    job.future.result(5)
+    assert batcher.overdue_s == 0

@@ -46,8 +46,8 @@ ORDER = (
     *("trainer", "training", "artifact", "onnx_export", "backends", "encoder", "batcher"),
     *("search", "evaluation", "quantization", "verdict", "runs", "run_store"),
     *("aliases", "targets", "alias_store", "alias_api"),
-    *("encoder_cache", "serving_metrics", "encode_parameters", "encode_api", "loggers"),
-    *("monitoring", "submission"),
+    *("encoder_cache", "serving_metrics", "encode_parameters", "watchdog", "encode_api"),
+    *("loggers", "monitoring", "submission"),
     *("run_evaluation", "publishing", "stopping", "worklog", "job", "worker"),
     "supervisor",
     "run_api",
@@ -72,7 +72,7 @@ LIGHT = (
 EDGE = (
     *("alias_command", "alias_routes", "cli", "encode_routes", "flow_calls", "http_api"),
     *("http_messages", "http_metrics", "hub_routes", "openai_routes", "openapi"),
-    *("overload", "serve"),
+    *("availability", "overload", "parts", "serve"),
 )
 
 _MODULES = sorted(path.relative_to(_PACKAGE).as_posix()[:-3] for path in _PACKAGE.rglob("*.py"))

@@ -98,6 +98,11 @@ class EncoderExecutor(Executor):
         asked = read(TextParameters, own_parameters(parameters), "parameters")
         return json_document(await self._api.tokenize(read_texts(docs), asked))
 
+    @requests(on="/ready")
+    async def ready(self, **_: Any) -> DocumentArray:
+        """Answer, or say that a model is stuck."""
+        return json_document(self._api.ready())
+
     @requests(on="/models")
     async def models(self, **_: Any) -> DocumentArray:
         """Return what can be served, as one JSON document."""

@@ -7,18 +7,29 @@ from typing import Any
 
 from docarray import DocumentArray
 from fastapi import FastAPI
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from jina.proto import jina_pb2
 from jina.serve.runtimes.gateway.gateway import BaseGateway
 from jina.serve.runtimes.gateway.grpc import GRPCGateway
 from jina.serve.runtimes.gateway.http.fastapi import FastAPIBaseGateway
 from jina.serve.runtimes.servers.composite import CompositeBaseServer
 from jina.types.request.data import DataRequest
 
+from finetuner.availability import Availability
 from finetuner.config import workspace_dir as resolve_workspace
 from finetuner.errors import FinetunerError, UnavailableError
 from finetuner.flow_calls import admit, clean, error_of, refusal, request_for
 from finetuner.http_api import build_app
 
-_DRAIN_TIMEOUT_S = 3.0
+# Answers that ask clients to connect elsewhere are given for so long before the doors close.
+_NOTICE_S = 1.0
+_ARRIVAL_S = 0.3
+_DRAIN_TIMEOUT_S = 30.0
+# By then Jina's own count of what is in work is wrong.
+_CLOSE_TIMEOUT_S = 1.0
+_HEALTH_INTERVAL_S = 2.0
+# The empty name stands for the server as a whole.
+_HEALTH_SERVICES = ("", *(s.full_name for s in jina_pb2.DESCRIPTOR.services_by_name.values()))
 
 
 class GuardedHandler:
@@ -29,6 +40,7 @@ class GuardedHandler:
 
     def __init__(self, handler: Any) -> None:
         self._handler = handler
+        self.availability = Availability(self.call)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._handler, name)
@@ -93,21 +105,22 @@ class GuardedHandler:
                 else:
                     yield request
 
-        async for response in self._handler.stream(admitted(), context):
-            yield clean(response)
-        for response in refused:
-            yield response
+        with self.availability.in_work():
+            async for response in self._handler.stream(admitted(), context):
+                yield clean(response)
+            for response in refused:
+                yield response
 
     stream = Call
 
     async def close(self) -> None:
-        """Wait a while for requests in work, then close the connections to the executors.
+        """Close the connections to the executors; nothing of ours is in work any more.
 
         A stream that broke while it was read counts as in work for ever with Jina's own handler,
         which then keeps a core busy and the Flow from stopping.
         """
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._handler.close(), _DRAIN_TIMEOUT_S)
+            await asyncio.wait_for(self._handler.close(), _CLOSE_TIMEOUT_S)
             return
         await self._handler.streamer._connection_pool.close()
 
@@ -117,7 +130,8 @@ class GuardedHandler:
             admit(request, await self.endpoints())
         except FinetunerError as error:
             return refusal(request, error)
-        return clean(await self._handler.process_single_data(request, context))
+        with self.availability.in_work():
+            return clean(await self._handler.process_single_data(request, context))
 
 
 class HTTPServer(FastAPIBaseGateway):
@@ -133,7 +147,13 @@ class HTTPServer(FastAPIBaseGateway):
     @property
     def app(self) -> FastAPI:
         """The application."""
-        return build_app(self._request_handler.call, self._workspace)
+        handler = self._request_handler
+        return build_app(handler.call, self._workspace, handler.availability)
+
+    def stop_listening(self) -> None:
+        """Take no more connections; those that are open go on."""
+        for listener in self.server.servers:
+            listener.close()
 
 
 class Gateway(CompositeBaseServer, BaseGateway):
@@ -145,6 +165,7 @@ class Gateway(CompositeBaseServer, BaseGateway):
     def __init__(self, workspace_dir: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         handler = GuardedHandler(self._request_handler)
+        self._availability = handler.availability
         self.servers = []
         for server in self._server_kwargs:
             server["req_handler"] = handler
@@ -153,3 +174,41 @@ class Gateway(CompositeBaseServer, BaseGateway):
             else:
                 self.servers.append(HTTPServer(workspace_dir=workspace_dir, **server))
         self.gateways = self.servers
+
+    async def run_server(self) -> None:
+        """Serve, and let gRPC's standard health check say what is true."""
+        watch = asyncio.create_task(self._watch_health())
+        try:
+            await super().run_server()
+        finally:
+            watch.cancel()
+
+    async def shutdown(self) -> None:
+        """Say that it stops, answer what was taken, and stop."""
+        self._availability.stop()
+        await self._set_health()
+        await asyncio.sleep(_NOTICE_S)
+        for server in self.servers:
+            if isinstance(server, HTTPServer):
+                server.stop_listening()
+        # A connection taken a moment ago has its request still on the way.
+        await asyncio.sleep(_ARRIVAL_S)
+        await self._availability.drained(_DRAIN_TIMEOUT_S)
+        await super().shutdown()
+
+    async def _watch_health(self) -> None:
+        while not self._availability.is_stopping:
+            await self._set_health()
+            await asyncio.sleep(_HEALTH_INTERVAL_S)
+
+    async def _set_health(self) -> None:
+        """Pass on to gRPC's health service whether requests are welcome."""
+        try:
+            await self._availability.check()
+            status = HealthCheckResponse.SERVING
+        except FinetunerError:
+            status = HealthCheckResponse.NOT_SERVING
+        for server in self.servers:
+            if isinstance(server, GRPCGateway):
+                for service in _HEALTH_SERVICES:
+                    await server.health_servicer.set(service, status)

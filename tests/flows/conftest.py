@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import suppress
 
+import psutil
 import pytest
 import requests
 
@@ -65,6 +66,15 @@ class Server:
             return self.get("/readyz").ok
         except requests.RequestException:
             return False
+
+    def executor(self):
+        """Return the process of a Flow's only executor: it listens, and at no port of the gateway."""
+        own = {self.http_port, self.grpc_port}
+        for child in psutil.Process(self.process.pid).children():
+            ports = {c.laddr.port for c in child.net_connections() if c.status == "LISTEN"}
+            if ports and not ports & own:
+                return child
+        raise LookupError("no executor listens")
 
     def wait_until_ended(self, run_name, timeout_s=120):
         deadline = time.monotonic() + timeout_s

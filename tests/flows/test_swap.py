@@ -1,4 +1,5 @@
-"""Models change places under load: nothing is lost, and every vector is of the model that it names."""
+"""Models change places under load and their executor dies: nothing is lost, and every vector is of the model
+that it names."""
 
 import base64
 import threading
@@ -15,13 +16,17 @@ pytestmark = pytest.mark.slow
 TEXTS = [f"text {i} " * (i % 9 + 1) for i in range(40)]
 N_CLIENTS = 8
 N_SWITCHES = 10
+SECONDS = 60
 
 
 class Clients:
-    """Ask the alias again and again until they are told to end; each answer is kept."""
+    """Ask the alias again and again until they are told to end; each answer is kept.
+
+    A 503 is asked again, as it says, and noted with its time.
+    """
 
     def __init__(self, url):
-        self.answers, self.failures = [], []
+        self.answers, self.failures, self.unavailable_at = [], [], []
         self._url, self._ended = url, threading.Event()
         self._threads = [
             threading.Thread(target=self._ask, args=(number,)) for number in range(N_CLIENTS)
@@ -39,6 +44,9 @@ class Clients:
                 answer = session.post(f"{self._url}/v1/embeddings", json=body, timeout=30)
                 if answer.status_code == 200:
                     self.answers.append((texts, answer.json()))
+                elif answer.status_code == 503 and int(answer.headers["Retry-After"]) > 0:
+                    self.unavailable_at.append(time.monotonic())
+                    time.sleep(0.1)
                 else:
                     self.failures.append((answer.status_code, answer.text))
 
@@ -54,22 +62,43 @@ def vectors_of(answer):
     )
 
 
-def test_switches_under_load(start_server, publish_run, tmp_path):
+def switch(server, run):
+    """Let the alias point to a run, asking again while the executor starts."""
+    while (answer := server.put("/aliases/prod", json={"run": run})).status_code == 503:
+        time.sleep(0.2)
+    assert answer.status_code == 200, answer.text
+    # What is asked after the switch was answered is answered by the new one.
+    asked = server.post("/v1/embeddings", json={"model": "prod", "input": "x"})
+    assert asked.status_code == 503 or asked.json()["artifact"] == run
+
+
+def kill_executor(server):
+    """Kill it; return when that was and when it answers again."""
+    killed_at = time.monotonic()
+    server.executor().kill()
+    time.sleep(0.5)
+    server.wait_until_ready()
+    return killed_at, time.monotonic()
+
+
+def test_switches_and_a_kill_under_load(start_server, publish_run, tmp_path):
     runs = [publish_run(tmp_path, name, seed=seed) for seed, name in enumerate("ab", start=1)]
     encoders = [load_encoder(run.artifact_path) for run in runs]
     expected = {encoder.digest: encoder.encode(TEXTS) for encoder in encoders}
     server = start_server(tmp_path, options=("--flow", "flows/serve.yml"))
     assert server.put("/aliases/prod", json={"run": "a"}).json()["revision"] == 1
     clients = Clients(server.url)
-    for number in range(N_SWITCHES):
-        time.sleep(0.5)
-        answer = server.put("/aliases/prod", json={"run": "ba"[number % 2]})
-        assert answer.status_code == 200, answer.text
-        # What is asked after the switch was answered is answered by the new one.
-        body = {"model": "prod", "input": "x"}
-        assert server.post("/v1/embeddings", json=body).json()["artifact"] == "ba"[number % 2]
+    started_at = time.monotonic()
+    for number in range(1, N_SWITCHES + 1):
+        time.sleep(max(0, started_at + number * SECONDS / (N_SWITCHES + 1) - time.monotonic()))
+        if number == N_SWITCHES // 2:
+            killed_at, back_at = kill_executor(server)
+        switch(server, "ab"[number % 2])
+    time.sleep(max(0, started_at + SECONDS - time.monotonic()))
     clients.end()
     assert clients.failures == []
+    assert clients.unavailable_at
+    assert all(killed_at <= at <= back_at + 1 for at in clients.unavailable_at)
     assert {answer["digest"] for _, answer in clients.answers} == set(expected)
     assert len(clients.answers) > 10 * N_SWITCHES
     for texts, answer in clients.answers:

@@ -1,0 +1,79 @@
+"""What the gateway says of itself, over executors of a few lines."""
+
+import asyncio
+
+import pytest
+from fastapi.testclient import TestClient
+
+from finetuner.availability import Availability
+from finetuner.errors import EndpointNotFoundError, UnavailableError
+from finetuner.http_api import build_app
+from finetuner.wire import DRY_RUN, json_document
+
+
+class Executors:
+    """Answers what it is told to, or raises it, or waits for it."""
+
+    def __init__(self, **answers):
+        self.answers = {DRY_RUN: {}, "/ready": {}, **answers}
+
+    async def __call__(self, endpoint, _docs, _parameters):
+        answer = self.answers[endpoint]
+        if isinstance(answer, Exception):
+            raise answer
+        if isinstance(answer, asyncio.Event):
+            await answer.wait()
+        return json_document({})
+
+
+def check(executors, *, timeout_s=3.0):
+    asyncio.run(Availability(executors, timeout_s=timeout_s).check())
+
+
+def test_ready_when_all_parts_answer():
+    check(Executors())
+    check(Executors(**{"/ready": EndpointNotFoundError("a Flow without an encoder")}))
+
+
+def test_a_part_that_does_not_answer_is_told_from_one_that_refuses():
+    with pytest.raises(UnavailableError, match="a part of the Flow has not answered within 0.05 s"):
+        check(Executors(**{DRY_RUN: asyncio.Event()}), timeout_s=0.05)
+    with pytest.raises(UnavailableError, match="the model hangs"):
+        check(Executors(**{"/ready": UnavailableError("the model hangs")}))
+
+
+def test_stopping_is_said_on_every_answer_and_by_readiness(tmp_path):
+    executors = Executors(**{"/models": {}})
+    availability = Availability(executors)
+    client = TestClient(build_app(executors, tmp_path, availability))
+    assert client.get("/readyz").json() == {"ready": True}
+    assert "connection" not in client.get("/models").headers
+
+    availability.stop()
+    answer = client.get("/readyz")
+    assert (answer.status_code, answer.json()["detail"]) == (503, "the service is stopping")
+    assert int(answer.headers["retry-after"]) > 0
+    for path in ("/livez", "/models", "/nothing"):
+        assert client.get(path).headers["connection"] == "close"
+    assert client.get("/livez").status_code == client.get("/models").status_code == 200
+
+
+def test_drained_waits_for_what_is_in_work():
+    async def drain():
+        availability = Availability(Executors())
+        events = []
+
+        async def request():
+            with availability.in_work():
+                await asyncio.sleep(0.05)
+                events.append("answered")
+
+        assert await availability.drained(0.0)
+        task = asyncio.create_task(request())
+        await asyncio.sleep(0)
+        assert not await availability.drained(0.0)
+        assert await availability.drained(5.0)
+        assert events == ["answered"]
+        await task
+
+    asyncio.run(drain())
