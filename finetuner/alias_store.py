@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 
 from finetuner import lock
@@ -55,6 +56,8 @@ class AliasStore:
         self._runs = RunStore(workspace)
         self._targets = Targets(workspace)
         self._aliases = FileCache(_read_alias)
+        # Asked at each request; pathlib takes longer than the question itself.
+        self._path = lru_cache(1024)(self._checked_path)
 
     def find(self, name: str) -> Alias | None:
         """Return an alias, or None when there is none; quick enough to ask at each request.
@@ -79,7 +82,7 @@ class AliasStore:
             raise self._not_found(name)
         return alias
 
-    def _path(self, name: str) -> Path:
+    def _checked_path(self, name: str) -> Path:
         return self._folder / f"{check_name(name, 'alias')}.json"
 
     def _names(self) -> tuple[str, ...]:

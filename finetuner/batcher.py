@@ -48,8 +48,12 @@ class Embedder(Protocol):
     def dim(self) -> int:
         """Length of a vector."""
 
-    def embed_tokens(self, token_ids: Sequence[TokenIds]) -> Vectors:
-        """Return the vectors of one batch, *Shape:* ``(n_texts, dim)`` float32."""
+    def embed_tokens(self, token_ids: Sequence[TokenIds], *, is_alone: bool = False) -> Vectors:
+        """Return the vectors of one batch, *Shape:* ``(n_texts, dim)`` float32.
+
+        :param token_ids: Of its texts.
+        :param is_alone: Whether nothing else is in work, so that it may take all cores.
+        """
 
 
 @dataclass
@@ -237,25 +241,32 @@ class Batcher:
             )
 
     def _work(self) -> None:
-        while batch := self._next_batch():
-            self._embed(batch)
+        while True:
+            batch, is_alone = self._next_batch()
+            if not batch:
+                return
+            self._embed(batch, is_alone=is_alone)
 
-    def _next_batch(self) -> list[_Text]:
-        """Wait for texts and take a batch of them; an empty list when there is nothing more to come."""
+    def _next_batch(self) -> tuple[list[_Text], bool]:
+        """Wait for texts and take a batch of them; gives whether it is all that there is to do.
+
+        The list is empty when there is nothing more to come.
+        """
         with self._condition:
             while not self._n_queued_tokens:
                 if self._is_closed:
-                    return []
+                    return [], False
                 self._n_idle += 1
                 self._condition.wait()
                 self._n_idle -= 1
             batch = self._take_with_neighbours(self._next_in_turn())
+            is_alone = not self._n_queued_tokens and self._n_idle == len(self._workers) - 1
         now = time.monotonic()
         for job in {text.job for text in batch}:
             if not job.has_started:
                 job.has_started = True
                 job.timing.queue_s = now - job.submitted_at
-        return batch
+        return batch, is_alone
 
     def _next_in_turn(self) -> _Text:
         """Return the next text of the next request of the next client, and move both to the end."""
@@ -308,13 +319,15 @@ class Batcher:
                     place = bisect_left(self._by_length[job.embedder], text.place, key=_BY_PLACE)
                     self._remove(job.embedder, place, place + 1)
 
-    def _embed(self, batch: list[_Text]) -> None:
+    def _embed(self, batch: list[_Text], *, is_alone: bool = False) -> None:
         """Embed a batch; one that fails is halved until the text is found that it fails for."""
         started_at = time.monotonic()
         n_padded = max(text.n_tokens for text in batch) * len(batch)
         self._in_work[threading.get_ident()] = (started_at, n_padded)
         try:
-            vectors = batch[0].job.embedder.embed_tokens([text.token_ids for text in batch])
+            vectors = batch[0].job.embedder.embed_tokens(
+                [text.token_ids for text in batch], is_alone=is_alone
+            )
         except Exception as exc:  # whatever a backend raises belongs to the request that caused it
             if len(batch) > 1:
                 middle = len(batch) // 2

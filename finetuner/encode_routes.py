@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import numpy as np
-from docarray import Document, DocumentArray
+from docarray import DocumentArray
 from fastapi import FastAPI, Request, Response
 from numpy.typing import NDArray
 
@@ -23,14 +23,13 @@ from finetuner.openapi import (
     TOKENIZE_BODY,
     described,
 )
-from finetuner.wire import packed_texts, read_json_document
+from finetuner.wire import packed_texts, read_json_document, read_vectors
 
 Call = Callable[[str, DocumentArray | None, dict[str, Any]], Awaitable[DocumentArray]]
 
 _ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys((404, 409, 413, 422, 429, 504), ERROR)
-# What an answer says of its vectors, and the numbers among it: protobuf makes doubles of them.
-_SAID = ("artifact", "artifact_id", "digest", "backend", "precision", "dtype")
-_COUNTED = ("dim", "n_tokens")
+# What an answer says of its vectors.
+_SAID = ("artifact", "artifact_id", "digest", "backend", "precision", "dtype", "dim", "n_tokens")
 _TIMED = ("tokenize", "queue", "inference")
 
 
@@ -48,7 +47,7 @@ def add_encode_routes(app: FastAPI, call: Call) -> None:
 def timing_header(tags: Mapping[str, Any]) -> dict[str, str]:
     """Return where a request's time went, as the header ``Server-Timing`` of the W3C.
 
-    :param tags: Of the answered document.
+    :param tags: What the executor said of its vectors.
     """
     parts = [f"{name};dur={1e3 * tags.get(f'{name}_s', 0):.2f}" for name in _TIMED]
     return {"Server-Timing": ", ".join(parts)}
@@ -57,11 +56,9 @@ def timing_header(tags: Mapping[str, Any]) -> dict[str, str]:
 def provenance(tags: Mapping[str, Any]) -> dict[str, Any]:
     """Return what an answer says of the model and of its vectors.
 
-    :param tags: Of the answered document.
+    :param tags: What the executor said of its vectors.
     """
-    return {name: tags[name] for name in _SAID if name in tags} | {
-        name: int(tags[name]) for name in _COUNTED if name in tags
-    }
+    return {name: tags[name] for name in _SAID if name in tags}
 
 
 def asker(request: Request) -> str:
@@ -71,22 +68,22 @@ def asker(request: Request) -> str:
 
 async def encode(
     call: Call, texts: list[Any], parameters: Mapping[str, Any], request: Request
-) -> Document:
-    """Ask for vectors; gives a document with them as its tensor.
+) -> tuple[NDArray[Any], dict[str, Any]]:
+    """Ask for vectors; gives them, *Shape:* ``(n_texts, width)``, and what the executor says of them.
 
     A client that hangs up takes its texts out of the executor's queue.
 
     :raises UnavailableError: When it has; nobody reads that.
     """
     asked = {"client": asker(request), **parameters}
-    answer = asyncio.ensure_future(call("/encode", packed_texts(texts), asked))
+    answer = asyncio.ensure_future(call("/encode", packed_texts(texts, asked), {}))
     # The body has been read: what comes next is the end of the connection.
     gone = asyncio.ensure_future(request.receive())
     try:
         await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
             raise UnavailableError("the client has gone")
-        return answer.result()[0]
+        return read_vectors(answer.result())
     finally:
         gone.cancel()
         answer.cancel()
@@ -113,12 +110,12 @@ def _add_encode(app: FastAPI, call: Call) -> None:
         query(request)
         body = await read_body(request, ("data", "parameters"))
         rows = [_encode_row(row, i) for i, row in enumerate(_list(body.get("data")))]
-        document = await encode(call, [text for _, text in rows], _parameters(body), request)
+        texts = [text for _, text in rows]
+        vectors, tags = await encode(call, texts, _parameters(body), request)
         data = [
             {"id": id_ or str(i), "text": text, "embedding": vector}
-            for i, ((id_, text), vector) in enumerate(zip(rows, document.tensor, strict=True))
+            for i, ((id_, text), vector) in enumerate(zip(rows, vectors, strict=True))
         ]
-        tags = document.tags
         return json_response({"data": data, **provenance(tags)}, headers=timing_header(tags))
 
 
@@ -195,12 +192,11 @@ async def _cosines(
     for name in ("dtype", "normalize"):
         if name in parameters:
             raise ConfigError(f"parameters.{name} changes no cosine; leave it out")
-    document = await encode(call, [*queries, *texts], parameters, request)
-    vectors = document.tensor
+    vectors, tags = await encode(call, [*queries, *texts], parameters, request)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors = vectors / np.where(lengths > 0, lengths, 1)
     cosines = (vectors[: len(queries)] @ vectors[len(queries) :].T).astype(np.float32)
-    return cosines, provenance(document.tags)
+    return cosines, provenance(tags)
 
 
 def _add_views(app: FastAPI, call: Call) -> None:
@@ -214,8 +210,8 @@ def _add_views(app: FastAPI, call: Call) -> None:
     async def tokenize(request: Request) -> Response:
         query(request)
         body = await read_body(request, ("texts", "parameters"))
-        docs = packed_texts(_texts(body, "texts"))
-        return json_response(read_json_document(await call("/tokenize", docs, _parameters(body))))
+        docs = packed_texts(_texts(body, "texts"), _parameters(body))
+        return json_response(read_json_document(await call("/tokenize", docs, {})))
 
     @app.get("/models", tags=["encode"], summary="What can be served")
     async def models(request: Request) -> Response:

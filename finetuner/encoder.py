@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ from finetuner.backends import (
     halve_matrices,
     onnx_embed,
     torch_embed,
+    with_all_cores,
 )
 from finetuner.config import Device
 from finetuner.data import check_text
@@ -28,6 +31,8 @@ from finetuner.tokens import TextTokenizer
 
 if TYPE_CHECKING:
     from finetuner.models import LoadedModel
+
+_SMALL_GRAPH_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +49,7 @@ class Encoder:
     :param digest: Of the artifact, empty for a model that is none.
     :param is_normalized: Whether its vectors have length one.
     :param prompts: Texts to put before each text, by name.
+    :param embed_alone: As ``embed``, with all cores; None where ``embed`` has them.
     """
 
     tokenizer: TextTokenizer
@@ -56,6 +62,7 @@ class Encoder:
     digest: str = ""
     is_normalized: bool = True
     prompts: Mapping[str, str] = field(default_factory=dict)
+    embed_alone: Embed | None = None
 
     def encode(self, texts: Sequence[str], *, batch_size: int = 32) -> Vectors:
         """Embed texts; a vector does not depend on the texts beside it, but for rounding.
@@ -79,13 +86,17 @@ class Encoder:
             vectors[chosen] = self.embed_tokens([token_ids[i] for i in chosen])
         return vectors
 
-    def embed_tokens(self, token_ids: Sequence[Sequence[int]]) -> Vectors:
+    def embed_tokens(
+        self, token_ids: Sequence[Sequence[int]], *, is_alone: bool = False
+    ) -> Vectors:
         """Embed one batch of texts that are token ids already, padded to the longest.
 
         :param token_ids: One or more texts, each of 1 to the model's maximum of ids.
+        :param is_alone: Take all cores, since nothing else is in work.
         :returns: *Shape:* ``(n_texts, dim)`` float32.
         """
-        return self.embed(self.tokenizer.pad(token_ids))
+        embed = self.embed_alone if is_alone and self.embed_alone else self.embed
+        return embed(self.tokenizer.pad(token_ids))
 
 
 def torch_encoder(
@@ -126,13 +137,23 @@ def onnx_encoder(
     :param precision: What the graph is: ``fp32``, ``int8`` or ``weight_int8``.
     :param n_threads: Threads of one batch; all cores of this process when None.
     """
-    embed, used = onnx_embed(
+    load = partial(
+        onnx_embed,
         graph,
         device if precision.variant is None else Device.CPU,
         is_one_by_one=precision is EncoderPrecision.INT8,
-        n_threads=n_threads,
     )
-    return Encoder(tokenizer, embed, dim, name, Backend.ONNX, used, precision)
+    embed, used = load(n_threads=n_threads)
+    encoder = Encoder(tokenizer, embed, dim, name, Backend.ONNX, used, precision)
+    # A session keeps its threads and its own copy of the weights; a large model is not worth two.
+    is_small = graph.stat().st_size <= _SMALL_GRAPH_BYTES
+    if _leaves_cores(n_threads) and used == "cpu" and is_small:
+        encoder = replace(encoder, embed_alone=load(n_threads=None)[0])
+    return encoder
+
+
+def _leaves_cores(n_threads: int | None) -> bool:
+    return n_threads == 1 and len(os.sched_getaffinity(0)) > 1
 
 
 def load_encoder(
@@ -214,4 +235,7 @@ def _load_torch(
     loaded.model.to(resolve_device(device)[0])
     if precision is not EncoderPrecision.FP32:
         halve_matrices(loaded.model, precision)
-    return torch_encoder(loaded, name=manifest.run_name, precision=precision)
+    encoder = torch_encoder(loaded, name=manifest.run_name, precision=precision)
+    if _leaves_cores(n_threads) and encoder.device == "cpu":
+        encoder = replace(encoder, embed_alone=with_all_cores(encoder.embed))
+    return encoder

@@ -64,6 +64,14 @@ def admit(request: DataRequest, endpoints: set[str]) -> None:
         endpoint = match["view"] or "/run"
         request.parameters = {**parameters, "run_name": match["run_name"]}
         request.header.exec_endpoint = endpoint
+    check_endpoint(endpoint, endpoints)
+
+
+def check_endpoint(endpoint: str, endpoints: set[str]) -> None:
+    """Refuse an endpoint that no executor serves.
+
+    :raises EndpointNotFoundError: With the nearest of those that are.
+    """
     if endpoint not in endpoints and endpoint != DRY_RUN:
         known = sorted(name for name in endpoints if name.startswith("/"))
         raise EndpointNotFoundError(

@@ -59,13 +59,12 @@ def add_openai_routes(app: FastAPI, call: Call) -> None:
         body = await read_body(request, _FIELDS)
         texts = _inputs(body.get("input"))
         format_ = convert(EncodingFormat, body.get("encoding_format") or "float", "encoding_format")
-        document = await encode(call, texts, _parameters(body), request)
-        tags = document.tags
+        vectors, tags = await encode(call, texts, _parameters(body), request)
         answer = {
             "object": "list",
-            "data": _rows(document.tensor, format_),
+            "data": _rows(vectors, format_),
             "model": body["model"],
-            "usage": dict.fromkeys(("prompt_tokens", "total_tokens"), int(tags["n_tokens"])),
+            "usage": dict.fromkeys(("prompt_tokens", "total_tokens"), tags["n_tokens"]),
             **provenance(tags),
         }
         return json_response(answer, headers=timing_header(tags))

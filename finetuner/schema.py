@@ -52,7 +52,7 @@ def read(cls: type[T], data: object, where: str) -> T:
                 f"unknown field `{key}` in {where}{nearest(str(key), fields)} "
                 f"known: {', '.join(fields)}"
             )
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     values = {
         name: convert(hints[name], data[name], f"{where}.{name}") for name in fields if name in data
     }
@@ -60,6 +60,16 @@ def read(cls: type[T], data: object, where: str) -> T:
         if name not in values and _is_required(field):
             raise ConfigError(f"{where} needs the field `{name}`")
     return cls(**values)
+
+
+_known_hints: dict[type, dict[str, Any]] = {}
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    # To evaluate them takes longer than to embed a short text.
+    if cls not in _known_hints:
+        _known_hints[cls] = typing.get_type_hints(cls)
+    return _known_hints[cls]
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:
@@ -155,7 +165,7 @@ def describe(cls: type) -> dict[str, Any]:
 
     :param cls: A dataclass that :func:`read` can build.
     """
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     properties, required = {}, []
     for field in dataclasses.fields(cls):
         schema = _describe_hint(hints[field.name])

@@ -25,13 +25,14 @@ class Sums:
     dim = 2
 
     def __init__(self, *, is_held=False):
-        self.batches = []
+        self.batches, self.were_alone = [], []
         self.gate = threading.Event()
         self.entered = threading.Event()
         if not is_held:
             self.gate.set()
 
-    def embed_tokens(self, token_ids):
+    def embed_tokens(self, token_ids, *, is_alone=False):
+        self.were_alone.append(is_alone)
         self.batches.append([list(ids) for ids in token_ids])
         self.entered.set()
         assert self.gate.wait(10)
@@ -274,3 +275,15 @@ def test_a_batch_that_hangs_is_overdue_and_one_that_ends_is_not(batcher_of, monk
     model.gate.set()
     job.future.result(5)
     assert batcher.overdue_s == 0
+
+
+def test_a_batch_is_told_whether_it_may_take_all_cores(batcher_of):
+    batcher, held, model = batcher_of(n_workers=2), Sums(is_held=True), Sums()
+    batcher.submit(model, [[1]]).future.result(5)
+    first = batcher.submit(held, [[1]])
+    assert held.entered.wait(5)
+    batcher.submit(model, [[1]]).future.result(5)
+    held.gate.set()
+    first.future.result(5)
+    assert held.were_alone == [True]
+    assert model.were_alone == [True, False]

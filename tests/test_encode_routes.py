@@ -26,7 +26,7 @@ from finetuner.openapi import (
     TOKENIZE_BODY,
 )
 from finetuner.schema import read
-from finetuner.wire import json_document, packed_vectors, read_texts
+from finetuner.wire import json_document, packed_vectors, read_request
 
 TEXTS = ["the apple", "a much longer text about the river and the bank", "x"]
 NAME = "first-run"
@@ -53,10 +53,11 @@ def service(volume):
         if endpoint == "/models":
             return json_document(await api.models())
         if endpoint == "/tokenize":
-            asked = read(TextParameters, parameters, "parameters")
-            return json_document(await api.tokenize(read_texts(docs), asked))
-        asked = read(EncodeParameters, parameters, "parameters")
-        encoded = await api.encode(read_texts(docs), asked)
+            texts, given = read_request(docs, parameters)
+            asked = read(TextParameters, given, "parameters")
+            return json_document(await api.tokenize(texts, asked))
+        texts, given = read_request(docs, parameters)
+        encoded = await api.encode(texts, read(EncodeParameters, given, "parameters"))
         return packed_vectors(encoded.vectors, encoded.tags)
 
     yield call

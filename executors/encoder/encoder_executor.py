@@ -20,7 +20,7 @@ from finetuner.wire import (
     json_document,
     own_parameters,
     packed_vectors,
-    read_texts,
+    read_request,
     unknown_arguments,
 )
 
@@ -74,12 +74,12 @@ class EncoderExecutor(Executor):
     ) -> DocumentArray:
         """Fill in the documents' embeddings.
 
-        :param docs: Documents with text; or one packed document of the gateway, answered by one with
-            the vectors as its tensor, *Shape:* ``(n_texts, width)``.
+        :param docs: Documents with text; or one packed document of the gateway, answered by another, as
+            :mod:`finetuner.wire` packs them.
         :param parameters: Those of :class:`finetuner.encode_parameters.EncodeParameters`.
         """
-        asked = read(EncodeParameters, own_parameters(parameters), "parameters")
-        encoded = await self._api.encode(read_texts(docs), asked)
+        texts, given = read_request(docs, parameters)
+        encoded = await self._api.encode(texts, read(EncodeParameters, given, "parameters"))
         if holds(docs, PACKED_TEXTS):
             return packed_vectors(encoded.vectors, encoded.tags)
         if len(docs):
@@ -95,8 +95,9 @@ class EncoderExecutor(Executor):
         :param docs: As :meth:`encode` takes them.
         :param parameters: Those of :class:`finetuner.encode_parameters.TextParameters`.
         """
-        asked = read(TextParameters, own_parameters(parameters), "parameters")
-        return json_document(await self._api.tokenize(read_texts(docs), asked))
+        texts, given = read_request(docs, parameters)
+        asked = read(TextParameters, given, "parameters")
+        return json_document(await self._api.tokenize(texts, asked))
 
     @requests(on="/ready")
     async def ready(self, **_: Any) -> DocumentArray:

@@ -18,7 +18,7 @@ from jina.types.request.data import DataRequest
 from finetuner.availability import Availability
 from finetuner.config import workspace_dir as resolve_workspace
 from finetuner.errors import FinetunerError, UnavailableError
-from finetuner.flow_calls import admit, clean, error_of, refusal, request_for
+from finetuner.flow_calls import admit, check_endpoint, clean, error_of, refusal, request_for
 from finetuner.http_api import build_app
 
 # Answers that ask clients to connect elsewhere are given for so long before the doors close.
@@ -64,8 +64,8 @@ class GuardedHandler:
 
         :raises FinetunerError: What the executor raised, or UnavailableError.
         """
+        check_endpoint(endpoint, await self.endpoints())
         request = request_for(endpoint, docs, parameters)
-        admit(request, await self.endpoints())
         try:
             response = await self._send(request, endpoint)
         except Exception as exc:  # grpc raises its own kinds, by transport

@@ -322,7 +322,7 @@ def test_grpc_refusal(server, finished_run, name):
         pytest.param(
             "/encode",
             {"blob": b'{"a": 1}', "mime_type": PACKED_TEXTS},
-            "the packed texts must be a JSON list",
+            "packed texts must be a list `texts` and an object `parameters`",
             id="packed object",
         ),
         pytest.param(
