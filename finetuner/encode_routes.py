@@ -23,9 +23,11 @@ from finetuner.openapi import (
     TOKENIZE_BODY,
     described,
 )
-from finetuner.wire import packed_texts, read_json_document, read_vectors
+from finetuner.wire import pack_request, read_json_document, request_document, unpack_vectors
 
 Call = Callable[[str, DocumentArray | None, dict[str, Any]], Awaitable[DocumentArray]]
+# From what finetuner.wire packs to what it unpacks.
+Encode = Callable[[bytes], Awaitable[bytes]]
 
 _ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys((404, 409, 413, 422, 429, 504), ERROR)
 # What an answer says of its vectors.
@@ -33,14 +35,29 @@ _SAID = ("artifact", "artifact_id", "digest", "backend", "precision", "dtype", "
 _TIMED = ("tokenize", "queue", "inference")
 
 
-def add_encode_routes(app: FastAPI, call: Call) -> None:
+def encoding_by(call: Call) -> Encode:
+    """Return what asks for vectors through Jina.
+
+    :param call: Asks an executor.
+    """
+
+    async def encode(request: bytes) -> bytes:
+        answer = await call("/encode", request_document(request), {})
+        blob: bytes = answer[0].blob
+        return blob
+
+    return encode
+
+
+def add_encode_routes(app: FastAPI, call: Call, encode: Encode) -> None:
     """Serve ``/encode``, ``/similarity``, ``/rank``, ``/tokenize``, ``/models``.
 
     :param app: Gets the routes.
     :param call: Asks an executor.
+    :param encode: Asks the encoder for vectors.
     """
-    _add_encode(app, call)
-    _add_comparisons(app, call)
+    _add_encode(app, encode)
+    _add_comparisons(app, encode)
     _add_views(app, call)
 
 
@@ -66,8 +83,8 @@ def asker(request: Request) -> str:
     return request.client.host if request.client else ""
 
 
-async def encode(
-    call: Call, texts: list[Any], parameters: Mapping[str, Any], request: Request
+async def vectors_of(
+    encode: Encode, texts: list[Any], parameters: Mapping[str, Any], request: Request
 ) -> tuple[NDArray[Any], dict[str, Any]]:
     """Ask for vectors; gives them, *Shape:* ``(n_texts, width)``, and what the executor says of them.
 
@@ -76,14 +93,14 @@ async def encode(
     :raises UnavailableError: When it has; nobody reads that.
     """
     asked = {"client": asker(request), **parameters}
-    answer = asyncio.ensure_future(call("/encode", packed_texts(texts, asked), {}))
+    answer = asyncio.ensure_future(encode(pack_request(texts, asked)))
     # The body has been read: what comes next is the end of the connection.
     gone = asyncio.ensure_future(request.receive())
     try:
         await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
             raise UnavailableError("the client has gone")
-        return read_vectors(answer.result())
+        return unpack_vectors(answer.result())
     finally:
         gone.cancel()
         answer.cancel()
@@ -98,7 +115,7 @@ def _parameters(body: Mapping[str, Any]) -> dict[str, Any]:
     return parameters
 
 
-def _add_encode(app: FastAPI, call: Call) -> None:
+def _add_encode(app: FastAPI, encode: Encode) -> None:
     @app.post(
         "/encode",
         tags=["encode"],
@@ -111,7 +128,7 @@ def _add_encode(app: FastAPI, call: Call) -> None:
         body = await read_body(request, ("data", "parameters"))
         rows = [_encode_row(row, i) for i, row in enumerate(_list(body.get("data")))]
         texts = [text for _, text in rows]
-        vectors, tags = await encode(call, texts, _parameters(body), request)
+        vectors, tags = await vectors_of(encode, texts, _parameters(body), request)
         data = [
             {"id": id_ or str(i), "text": text, "embedding": vector}
             for i, ((id_, text), vector) in enumerate(zip(rows, vectors, strict=True))
@@ -135,7 +152,7 @@ def _encode_row(row: Any, position: int) -> tuple[str | None, str]:
     return (None if id_ is None else str(id_)), check_text(row["text"], f"data[{position}]")
 
 
-def _add_comparisons(app: FastAPI, call: Call) -> None:
+def _add_comparisons(app: FastAPI, encode: Encode) -> None:
     @app.post(
         "/similarity",
         tags=["encode"],
@@ -147,7 +164,7 @@ def _add_comparisons(app: FastAPI, call: Call) -> None:
         query(request)
         body = await read_body(request, ("queries", "texts", "parameters"))
         queries, texts = (_texts(body, name) for name in ("queries", "texts"))
-        cosines, tags = await _cosines(call, request, body, queries=queries, texts=texts)
+        cosines, tags = await _cosines(encode, request, body, queries=queries, texts=texts)
         return json_response({"similarity": cosines, **tags})
 
     @app.post(
@@ -162,7 +179,7 @@ def _add_comparisons(app: FastAPI, call: Call) -> None:
         body = await read_body(request, ("query", "texts", "top_k", "parameters"))
         queries, texts = [check_text(body.get("query"), "query")], _texts(body, "texts")
         top_k = _top_k(body.get("top_k"), len(texts))
-        cosines, tags = await _cosines(call, request, body, queries=queries, texts=texts)
+        cosines, tags = await _cosines(encode, request, body, queries=queries, texts=texts)
         # Stable, so that equal texts keep their order.
         order = np.argsort(-cosines[0], kind="stable")[:top_k].tolist() if texts else []
         results = [{"index": i, "score": cosines[0, i], "text": texts[i]} for i in order]
@@ -185,14 +202,19 @@ def _top_k(value: Any, n_texts: int) -> int:
 
 
 async def _cosines(
-    call: Call, request: Request, body: Mapping[str, Any], *, queries: list[str], texts: list[str]
+    encode: Encode,
+    request: Request,
+    body: Mapping[str, Any],
+    *,
+    queries: list[str],
+    texts: list[str],
 ) -> tuple[NDArray[np.float32], dict[str, Any]]:
     """Return cosines, *Shape:* ``(n_queries, n_texts)`` float32, and what they come from."""
     parameters = _parameters(body)
     for name in ("dtype", "normalize"):
         if name in parameters:
             raise ConfigError(f"parameters.{name} changes no cosine; leave it out")
-    vectors, tags = await encode(call, [*queries, *texts], parameters, request)
+    vectors, tags = await vectors_of(encode, [*queries, *texts], parameters, request)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors = vectors / np.where(lengths > 0, lengths, 1)
     cosines = (vectors[: len(queries)] @ vectors[len(queries) :].T).astype(np.float32)
@@ -210,7 +232,7 @@ def _add_views(app: FastAPI, call: Call) -> None:
     async def tokenize(request: Request) -> Response:
         query(request)
         body = await read_body(request, ("texts", "parameters"))
-        docs = packed_texts(_texts(body, "texts"), _parameters(body))
+        docs = request_document(pack_request(_texts(body, "texts"), _parameters(body)))
         return json_response(read_json_document(await call("/tokenize", docs, {})))
 
     @app.get("/models", tags=["encode"], summary="What can be served")

@@ -99,15 +99,24 @@ def error_of(response: DataRequest) -> FinetunerError | None:
     status = response.header.status
     if status.code != _ERROR:
         return None
-    cls = error_class(status.exception.name)
-    if cls is None and _is_unreadable(status.exception):
+    name = status.exception.name
+    if error_class(name) is None and _is_unreadable(status.exception):
         return MalformedRequestError(_UNREADABLE)
+    return named_error(name, status.exception.args[0] if status.exception.args else name)
+
+
+def named_error(name: str, sentence: str) -> FinetunerError:
+    """Return an error that an executor raised, as far as it may be told.
+
+    :param name: Of its class; one that is not of our tree may say where the server keeps its files.
+    :param sentence: What it said.
+    """
+    cls = error_class(name)
     if cls is None:
         return FinetunerServerError("The executor failed", _INTERNAL, 500)
-    message = status.exception.args[0] if status.exception.args else status.exception.name
     if issubclass(cls, FinetunerServerError):
-        return cls(message, _INTERNAL, 500)
-    return cls(message)
+        return cls(sentence, _INTERNAL, 500)
+    return cls(sentence)
 
 
 def _is_unreadable(exception: Any) -> bool:

@@ -18,7 +18,7 @@ from finetuner import __version__
 from finetuner.alias_routes import add_alias_routes
 from finetuner.availability import Availability, DrainingApp
 from finetuner.config import DEFAULT_EXPERIMENT
-from finetuner.encode_routes import Call, add_encode_routes
+from finetuner.encode_routes import Call, Encode, add_encode_routes, encoding_by
 from finetuner.errors import RunNotFoundError, RunPreparingError
 from finetuner.http_messages import add_error_handlers, flag, json_response, query, read_body
 from finetuner.http_metrics import add_metrics
@@ -32,13 +32,20 @@ from finetuner.wire import json_document, read_json_document
 _FOLLOW_INTERVAL_S = 0.5
 
 
-def build_app(call: Call, workspace: Path, availability: Availability | None = None) -> FastAPI:
+def build_app(
+    call: Call,
+    workspace: Path,
+    availability: Availability | None = None,
+    *,
+    encode: Encode | None = None,
+) -> FastAPI:
     """Return the application.
 
     :param call: Sends documents and parameters to an executor's endpoint and gives its documents;
         raises the error that the executor raised.
     :param workspace: The volume, for downloads and stored data.
     :param availability: Shared with the server that serves the application; one of its own when None.
+    :param encode: Asks the encoder for vectors; through ``call`` when None.
     """
     availability = availability or Availability(call)
     app = FastAPI(
@@ -49,12 +56,12 @@ def build_app(call: Call, workspace: Path, availability: Availability | None = N
         redirect_slashes=False,
     )
     add_error_handlers(app)
-    call = OverloadGate(call)
+    gate = OverloadGate(encode or encoding_by(call))
     add_metrics(app, call)
     app.add_middleware(DrainingApp, availability=availability)
     _add_health(app, availability)
-    add_encode_routes(app, call)
-    add_openai_routes(app, call)
+    add_encode_routes(app, call, gate)
+    add_openai_routes(app, call, gate)
     _add_fit(app, call)
     _add_run_views(app, call)
     _add_run_files(app, call, workspace, availability)

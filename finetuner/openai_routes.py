@@ -15,7 +15,7 @@ import numpy as np
 from fastapi import FastAPI, Request, Response
 from numpy.typing import NDArray
 
-from finetuner.encode_routes import Call, encode, provenance, timing_header
+from finetuner.encode_routes import Call, Encode, provenance, timing_header, vectors_of
 from finetuner.errors import ArtifactNotFound, ConfigError, DataError
 from finetuner.http_messages import json_response, query, read_body
 from finetuner.openapi import EMBEDDINGS_BODY, OPENAI_ERROR, described
@@ -40,11 +40,12 @@ class EncodingFormat(StrEnum):
     BASE64 = "base64"
 
 
-def add_openai_routes(app: FastAPI, call: Call) -> None:
+def add_openai_routes(app: FastAPI, call: Call, encode: Encode) -> None:
     """Serve ``/v1/embeddings``, ``/v1/models`` and ``/v1/models/{id}``.
 
     :param app: Gets the routes.
     :param call: Asks an executor.
+    :param encode: Asks the encoder for vectors.
     """
 
     @app.post(
@@ -59,7 +60,7 @@ def add_openai_routes(app: FastAPI, call: Call) -> None:
         body = await read_body(request, _FIELDS)
         texts = _inputs(body.get("input"))
         format_ = convert(EncodingFormat, body.get("encoding_format") or "float", "encoding_format")
-        vectors, tags = await encode(call, texts, _parameters(body), request)
+        vectors, tags = await vectors_of(encode, texts, _parameters(body), request)
         answer = {
             "object": "list",
             "data": _rows(vectors, format_),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -93,6 +94,13 @@ class Service:
             warnings.simplefilter("ignore")  # jina's use of pkg_resources
             from jina import Flow
 
+            from finetuner.direct import SOCKETS_VARIABLE
+
+            # Nobody else may enter a folder of this kind.
+            self._sockets = tempfile.TemporaryDirectory(
+                prefix="finetuner-", ignore_cleanup_errors=True
+            )
+            os.environ[SOCKETS_VARIABLE] = self._sockets.name
             self._flow = Flow.load_config(str(flow))
         self._flow.config_gateway(
             **{**self._flow._gateway_kwargs, "host": host, "port": [grpc_port, http_port]},
@@ -122,6 +130,7 @@ class Service:
         finally:
             caretaker.stop_gateway(_DRAIN_TIMEOUT_S)
             flow.close()
+            self._sockets.cleanup()
 
     def _handle_signals(self) -> None:
         """Note a signal from now on: one that came during the start would leave parts behind."""

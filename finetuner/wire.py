@@ -20,7 +20,6 @@ JSON = "application/json"
 # The endpoint that every executor of Jina has and that does nothing.
 DRY_RUN = "_jina_dry_run_"
 PACKED_TEXTS = "application/vnd.finetuner.texts+json"
-PACKED_VECTORS = "application/vnd.finetuner.vectors"
 
 
 def json_document(value: Any) -> DocumentArray:
@@ -51,23 +50,22 @@ def holds(docs: DocumentArray, mime_type: str) -> bool:
     return len(docs) == 1 and docs[0].mime_type == mime_type
 
 
-def packed_texts(texts: Sequence[Any], parameters: Mapping[str, Any]) -> DocumentArray:
-    """Pack texts, or lists of token ids, and what is asked of them into one document.
+def pack_request(texts: Sequence[Any], parameters: Mapping[str, Any]) -> bytes:
+    """Pack texts, or lists of token ids, and what is asked of them.
 
     :param texts: Any number.
     :param parameters: Of the request; as JSON they cost a tenth of what protobuf's structs do.
     :raises MalformedRequestError: When they nest too deep.
     """
-    return _one_document({"texts": list(texts), "parameters": dict(parameters)}, b"", PACKED_TEXTS)
-
-
-def _one_document(head: Mapping[str, Any], body: bytes, mime_type: str) -> DocumentArray:
     try:
-        # A line of JSON has no line break inside.
-        blob = orjson.dumps(head) + b"\n" + body
+        return orjson.dumps({"texts": texts, "parameters": parameters})
     except orjson.JSONEncodeError as exc:
         raise MalformedRequestError(f"the request cannot be written as JSON: {exc}") from exc
-    return DocumentArray([Document(blob=blob, mime_type=mime_type)])
+
+
+def request_document(request: bytes) -> DocumentArray:
+    """Put what :func:`pack_request` packed into a document, for the way through Jina."""
+    return DocumentArray([Document(blob=request, mime_type=PACKED_TEXTS)])
 
 
 def read_request(
@@ -78,10 +76,10 @@ def read_request(
     :param docs: From the gateway or from any client.
     :param parameters: Of Jina's request.
     :raises DataError: When a document has no text.
-    :raises MalformedRequestError: When the packed document does not hold what :func:`packed_texts` writes.
+    :raises MalformedRequestError: When the packed document does not hold what :func:`pack_request` writes.
     """
     if holds(docs, PACKED_TEXTS):
-        return _unpacked(docs[0].blob)
+        return unpack_request(docs[0].blob)
     return read_texts(docs), own_parameters(parameters)
 
 
@@ -96,10 +94,13 @@ def read_texts(docs: DocumentArray) -> list[str]:
     return [check_text(doc.text, f"document {i}") for i, doc in enumerate(docs, start=1)]
 
 
-def _unpacked(blob: bytes) -> tuple[list[Any], dict[str, Any]]:
-    # Any gRPC client may send such a document, not only our own gateway.
+def unpack_request(request: bytes) -> tuple[list[Any], dict[str, Any]]:
+    """Return the texts and the parameters that :func:`pack_request` packed.
+
+    :raises MalformedRequestError: When that is something else: any gRPC client may send it.
+    """
     try:
-        packed = orjson.loads(blob)
+        packed = orjson.loads(request)
     except orjson.JSONDecodeError as exc:
         raise MalformedRequestError(f"the packed texts are no JSON: {exc}") from exc
     kinds = {"texts": list, "parameters": dict}
@@ -110,21 +111,18 @@ def _unpacked(blob: bytes) -> tuple[list[Any], dict[str, Any]]:
     return packed["texts"], packed["parameters"]
 
 
-def packed_vectors(vectors: NDArray[Any], tags: Mapping[str, Any]) -> DocumentArray:
+def pack_vectors(vectors: NDArray[Any], tags: Mapping[str, Any]) -> bytes:
     """Pack vectors, *Shape:* ``(n_texts, width)`` of any dtype, and what is to be said of them."""
-    head = {"tags": dict(tags), "shape": vectors.shape, "type": vectors.dtype.str}
-    return _one_document(head, vectors.tobytes(), PACKED_VECTORS)
+    head = {"tags": tags, "shape": vectors.shape, "type": vectors.dtype.str}
+    # JSON as it is written here has no line break inside.
+    return orjson.dumps(head) + b"\n" + vectors.tobytes()
 
 
-def read_vectors(docs: DocumentArray) -> tuple[NDArray[Any], dict[str, Any]]:
-    """Return what :func:`packed_vectors` packed.
-
-    :raises ValueError: When the documents are no such document.
-    """
-    head, _, body = docs[0].blob.partition(b"\n")
+def unpack_vectors(answer: bytes) -> tuple[NDArray[Any], dict[str, Any]]:
+    """Return what :func:`pack_vectors` packed; the vectors cannot be written to."""
+    head, _, body = answer.partition(b"\n")
     said = orjson.loads(head)
-    vectors = np.frombuffer(body, dtype=said["type"]).reshape(said["shape"])
-    return vectors, said["tags"]
+    return np.frombuffer(body, dtype=said["type"]).reshape(said["shape"]), said["tags"]
 
 
 def own_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import openai
 import orjson
 import pytest
+from docarray import Document, DocumentArray
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -26,7 +27,7 @@ from finetuner.openapi import (
     TOKENIZE_BODY,
 )
 from finetuner.schema import read
-from finetuner.wire import json_document, packed_vectors, read_request
+from finetuner.wire import json_document, pack_vectors, read_request
 
 TEXTS = ["the apple", "a much longer text about the river and the bank", "x"]
 NAME = "first-run"
@@ -58,7 +59,7 @@ def service(volume):
             return json_document(await api.tokenize(texts, asked))
         texts, given = read_request(docs, parameters)
         encoded = await api.encode(texts, read(EncodeParameters, given, "parameters"))
-        return packed_vectors(encoded.vectors, encoded.tags)
+        return DocumentArray([Document(blob=pack_vectors(encoded.vectors, encoded.tags))])
 
     yield call
     api.close()

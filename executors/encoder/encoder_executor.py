@@ -5,12 +5,13 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from docarray import DocumentArray
+from docarray import Document, DocumentArray
 from jina import Executor, requests
 
 from finetuner.backends import Backend, EncoderPrecision
 from finetuner.config import Device
 from finetuner.config import workspace_dir as resolve_workspace
+from finetuner.direct import DirectServer, socket_name, sockets_folder
 from finetuner.encode_api import EncodeAPI
 from finetuner.encode_parameters import EncodeParameters, TextParameters
 from finetuner.schema import convert, read
@@ -19,9 +20,11 @@ from finetuner.wire import (
     holds,
     json_document,
     own_parameters,
-    packed_vectors,
+    pack_vectors,
     read_request,
+    read_texts,
     unknown_arguments,
+    unpack_request,
 )
 
 
@@ -67,6 +70,17 @@ class EncoderExecutor(Executor):
             max_queue_tokens=max_queue_tokens,
             max_model_bytes=max_model_bytes,
         )
+        self._direct = self._listen_directly()
+
+    def _listen_directly(self) -> DirectServer | None:
+        """Listen for a gateway on the same machine, when this is a part of a Flow that has begun to run."""
+        folder, name = sockets_folder(), getattr(self.runtime_args, "name", None)
+        # A trace would lose sight of what goes past Jina.
+        if folder is None or name is None or self.tracer is not None:
+            return None
+        server = DirectServer(folder / socket_name(name), self._answer)
+        self._starting = asyncio.get_running_loop().create_task(server.start())
+        return server
 
     @requests(on="/encode")
     async def encode(
@@ -78,13 +92,19 @@ class EncoderExecutor(Executor):
             :mod:`finetuner.wire` packs them.
         :param parameters: Those of :class:`finetuner.encode_parameters.EncodeParameters`.
         """
-        texts, given = read_request(docs, parameters)
-        encoded = await self._api.encode(texts, read(EncodeParameters, given, "parameters"))
         if holds(docs, PACKED_TEXTS):
-            return packed_vectors(encoded.vectors, encoded.tags)
+            return DocumentArray([Document(blob=await self._answer(docs[0].blob))])
+        asked = read(EncodeParameters, own_parameters(parameters), "parameters")
+        encoded = await self._api.encode(read_texts(docs), asked)
         if len(docs):
             docs.embeddings = encoded.vectors
         return docs
+
+    async def _answer(self, request: bytes) -> bytes:
+        """Answer a packed request with packed vectors."""
+        texts, given = unpack_request(request)
+        encoded = await self._api.encode(texts, read(EncodeParameters, given, "parameters"))
+        return pack_vectors(encoded.vectors, encoded.tags)
 
     @requests(on="/tokenize")
     async def tokenize(
@@ -140,5 +160,7 @@ class EncoderExecutor(Executor):
 
     def close(self) -> None:
         """Finish what was taken."""
+        if self._direct is not None:
+            self._direct.stop_listening()
         self._api.close()
         super().close()

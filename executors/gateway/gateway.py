@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from docarray import DocumentArray
@@ -17,9 +18,11 @@ from jina.types.request.data import DataRequest
 
 from finetuner.availability import Availability
 from finetuner.config import workspace_dir as resolve_workspace
+from finetuner.direct import DirectClient, socket_name, sockets_folder
 from finetuner.errors import FinetunerError, UnavailableError
 from finetuner.flow_calls import admit, check_endpoint, clean, error_of, refusal, request_for
 from finetuner.http_api import build_app
+from finetuner.wire import request_document
 
 # Answers that ask clients to connect elsewhere are given for so long before the doors close.
 _NOTICE_S = 1.0
@@ -41,6 +44,7 @@ class GuardedHandler:
     def __init__(self, handler: Any) -> None:
         self._handler = handler
         self.availability = Availability(self.call)
+        self._direct = DirectClient()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._handler, name)
@@ -74,13 +78,42 @@ class GuardedHandler:
             raise error
         return response.docs
 
+    async def encode(self, request: bytes) -> bytes:
+        """Ask the encoder for vectors: directly where it runs on this machine, else through Jina.
+
+        :param request: As :mod:`finetuner.wire` packs it, and so is the answer.
+        :raises FinetunerError: As :meth:`call`.
+        """
+        await self.endpoints()
+        if paths := self._sockets("/encode"):
+            # One that has just started again answers through Jina before its socket is tried anew.
+            with contextlib.suppress(UnavailableError):
+                return await self._direct.ask(paths, request)
+        answer = await self.call("/encode", request_document(request), {})
+        blob: bytes = answer[0].blob
+        return blob
+
+    def _sockets(self, endpoint: str) -> list[Path]:
+        """Return where the replicas listen that serve an endpoint; none unless all run beside the gateway."""
+        nodes, folder = self._nodes(endpoint), sockets_folder()
+        if len(nodes) != 1 or folder is None:
+            return []
+        pool = self._handler.streamer._connection_pool
+        replicas = pool._connections.get_replicas(nodes[0].name, head=True)
+        n_replicas = len(replicas.get_all_connections()) if replicas else 0
+        names = (f"{nodes[0].name}/rep-{number}" for number in range(n_replicas))
+        paths = [folder / socket_name(name) for name in names]
+        return paths if all(path.exists() for path in paths) else []
+
+    def _nodes(self, endpoint: str) -> list[Any]:
+        nodes = self._handler.streamer.topology_graph.all_nodes
+        return [node for node in nodes if endpoint in (node.endpoints or ())]
+
     async def _send(self, request: DataRequest, endpoint: str) -> DataRequest:
         """Send a request where it is served, past Jina's streams: they cost more than our own share."""
-        streamer = self._handler.streamer
-        nodes = [n for n in streamer.topology_graph.all_nodes if endpoint in (n.endpoints or ())]
-        if (
-            len(nodes) != 1
-        ):  # the dry run, and the Flows of others whose executors share an endpoint
+        streamer, nodes = self._handler.streamer, self._nodes(endpoint)
+        # The dry run, and the Flows of others whose executors share an endpoint.
+        if len(nodes) != 1:
             return await streamer.process_single_data(request)
         result = await streamer._connection_pool.send_requests_once(
             [request], deployment=nodes[0].name, head=True, endpoint=endpoint
@@ -148,7 +181,7 @@ class HTTPServer(FastAPIBaseGateway):
     def app(self) -> FastAPI:
         """The application."""
         handler = self._request_handler
-        return build_app(handler.call, self._workspace, handler.availability)
+        return build_app(handler.call, self._workspace, handler.availability, encode=handler.encode)
 
     def stop_listening(self) -> None:
         """Take no more connections; those that are open go on."""

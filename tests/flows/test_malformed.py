@@ -59,8 +59,12 @@ HTTP = {
     "nested too deep": (("POST", "/fit", {"data": b"[" * 5000}), 400, "depth limit exceeded"),
     "no body": (("POST", "/fit", {}), 400, "no JSON in UTF-8"),
     "fit nested 900 deep": (fit(loss_options=nested(900)), 400, "cannot be written as JSON"),
-    "parameters nested 50 deep": (encode(parameters=nested(50)), 400, "deeper than 30 levels"),
-    "parameters nested 900 deep": (encode(parameters=nested(900)), 400, "deeper than 30 levels"),
+    "parameters nested 50 deep": (encode(parameters=nested(50)), 422, "unknown field `a`"),
+    "parameters nested 900 deep": (
+        encode(parameters=nested(900)),
+        400,
+        "cannot be written as JSON",
+    ),
     "invalid UTF-8": (
         ("POST", "/encode", {"data": b'{"data": ["\xff"]}'}),
         400,
