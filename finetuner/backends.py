@@ -149,25 +149,6 @@ def torch_embed(model: EmbeddingModel, precision: EncoderPrecision) -> Embed:
     return embed
 
 
-def with_all_cores(embed: Embed) -> Embed:
-    """Return an embedding by torch that takes all cores of this process, and one thread again after it.
-
-    :param embed: As :func:`torch_embed` returns it; the process has one thread for each of its batches.
-    """
-    import torch
-
-    n_cores = len(os.sched_getaffinity(0))
-
-    def embed_alone(inputs: Inputs) -> Vectors:
-        torch.set_num_threads(n_cores)
-        try:
-            return embed(inputs)
-        finally:
-            torch.set_num_threads(1)
-
-    return embed_alone
-
-
 def onnx_embed(
     graph: Path, device: Device, *, is_one_by_one: bool, n_threads: int | None
 ) -> tuple[Embed, str]:
