@@ -197,7 +197,7 @@ class EncoderCache:
             precision=self._precision,
             n_threads=self._n_threads,
         )
-        n_copies = 2 if encoder.backend is Backend.ONNX and encoder.embed_alone else 1
+        n_copies = 2 if encoder.embed_alone else 1
         return Served(encoder, _artifact_id(path), path.stat().st_size * n_copies)
 
     def _evict(self, pinned: set[Path]) -> None:

@@ -1,5 +1,7 @@
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from threading import Barrier
 
 import numpy as np
@@ -326,3 +328,33 @@ def test_a_variant_that_the_artifact_has_not(tiny_model_folder, tmp_path):
         load_encoder(plain, precision="int4")
     with pytest.raises(ConfigError, match="the variant `int8` is an ONNX graph; leave backend='to"):
         load_encoder(plain, precision=EncoderPrecision.INT8, backend=Backend.TORCH)
+
+
+def test_a_lone_batch_on_all_cores_gives_the_same_vectors(tiny_model_folder, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0, 1})
+    artifact, _ = _artifact(tiny_model_folder, tmp_path, has_onnx=True)
+    one_core = load_encoder(artifact, backend=Backend.ONNX, n_threads=1)
+    token_ids = one_core.tokenizer.tokenize(_TEXTS)
+    assert one_core.embed_alone not in (None, one_core.embed)
+    np.testing.assert_allclose(
+        one_core.embed_tokens(token_ids, is_alone=True), one_core.embed_tokens(token_ids), atol=1e-6
+    )
+    assert load_encoder(artifact, backend=Backend.ONNX).embed_alone is None
+    assert load_encoder(artifact, backend=Backend.TORCH, n_threads=1).embed_alone is None
+
+
+def test_batches_of_a_cpu_hold_as_many_tokens_as_its_cache(tiny_model_folder, tmp_path):
+    artifact, _ = _artifact(tiny_model_folder, tmp_path)
+    encoder, shapes = load_encoder(artifact), []
+
+    def noted(inputs):
+        shapes.append(inputs["input_ids"].shape)
+        return encoder.embed(inputs)
+
+    texts = ["a text " * (i % 20 + 1) for i in range(100)]
+    found = replace(encoder, embed=noted).encode(texts, batch_size=50)
+    assert sum(n_texts for n_texts, _ in shapes) == 100
+    assert all(n_texts <= 50 and n_texts * length <= 384 for n_texts, length in shapes)
+    one_by_one = np.concatenate([encoder.encode([text]) for text in texts])
+    np.testing.assert_allclose(found, one_by_one, atol=1e-6)

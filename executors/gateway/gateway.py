@@ -152,6 +152,7 @@ class GuardedHandler:
         A stream that broke while it was read counts as in work for ever with Jina's own handler,
         which then keeps a core busy and the Flow from stopping.
         """
+        await self._direct.close()
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._handler.close(), _CLOSE_TIMEOUT_S)
             return

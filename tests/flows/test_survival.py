@@ -102,7 +102,7 @@ def test_sigterm_answers_what_was_taken_and_says_that_connections_close(serving)
     assert broken == []
 
 
-def test_ctrl_c_in_a_terminal_ends_all_and_answers_what_was_taken(serving):
+def test_ctrl_c_in_a_terminal_ends_all_and_leaves_nobody_without_an_answer(serving):
     server, _ = serving
     with ThreadPoolExecutor(1) as pool:
         large = {"model": "served", "input": ["a text of some length " * 20] * 500}
