@@ -103,6 +103,7 @@ def fit(
     max_gradient_norm: float = 1.0,
     checkpoint_interval_s: float = 300.0,
     n_processes: int = 1,
+    priority: int = 0,
     seed: int = 0,
 ) -> Run:
     """Start a training run on the server and return at once.
@@ -158,6 +159,7 @@ def fit(
     :param gradient_checkpointing: Compute layers twice and keep less in memory.
     :param max_gradient_norm: Longer gradients are cut to this.
     :param n_processes: Processes that train together, one for each GPU; the gradient is that of one.
+    :param priority: -100 to 100; runs with higher ones get a worker first.
     :param checkpoint_interval_s: Seconds from one checkpoint to the next.
     :raises ConfigError: When a setting is unknown or out of range.
     :raises DataError: When the data cannot train or evaluate; the message gives the numbers found.

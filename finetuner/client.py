@@ -66,6 +66,10 @@ class Client:
         """Return the JSON answer of a POST."""
         return self._json("POST", path, data=orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY))
 
+    def act(self, path: str, **parameters: Any) -> Any:
+        """Return the JSON answer of a POST without a body."""
+        return self._json("POST", path, params=_without_none(parameters))
+
     def put(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """Return the JSON answer of a PUT, with or without a body."""
         return self._json("PUT", path, data=None if body is None else orjson.dumps(body))

@@ -217,6 +217,7 @@ class RunConfig:
     n_processes: int = documented(
         "processes that train together, each on a part of every batch; one for each GPU", default=1
     )
+    priority: int = documented("-100 to 100; higher ones get a worker first", default=0)
     seed: int = documented("of batches and dropout, at least 0", default=0)
 
     def __post_init__(self) -> None:
@@ -228,6 +229,7 @@ class RunConfig:
             ("epochs", 0, 1000),
             ("batch_size", 4, 100_000),
             ("seed", 0, 2**63 - 1),
+            ("priority", -100, 100),
             ("val_split", 0, 0.9),
             ("accumulation_steps", 1, 100_000),
             ("n_processes", 1, 1024),

@@ -17,8 +17,9 @@ from finetuner.config import DEFAULT_EXPERIMENT, Device
 from finetuner.encoder import Encoder, load_encoder
 from finetuner.errors import ConfigError, RunNotFoundError
 from finetuner.run_store import RunStore
-from finetuner.runs import Run, Status
+from finetuner.runs import Run
 from finetuner.schema import nearest
+from finetuner.states import Status
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,9 @@ FinetunerError
 │  └─ ModelNotFoundError, ArtifactNotFound, AliasNotFoundError
 ├─ ConflictError (RuntimeError)               409
 │  ├─ RunExistsError                               the name is taken
-│  ├─ RunPreparingError, RunInProgressError, RunFailedError
+│  ├─ RunPreparingError, RunInProgressError, RunFailedError, RunCancelledError
+│  ├─ ImpossibleStepError                          a run cannot come from its state to that one
+│  ├─ RunChangedError                              another process has made the step
 │  ├─ DigestMismatchError                          the artifact served is not the one that was pinned
 │  └─ PromotionRefusedError                        an alias may not point there
 ├─ TooLargeError (ValueError)                 413
@@ -104,6 +106,18 @@ class RunInProgressError(ConflictError):
 
 class RunFailedError(ConflictError):
     """The run failed, so there will be no artifact."""
+
+
+class RunCancelledError(ConflictError):
+    """The run was cancelled, so there will be no artifact."""
+
+
+class ImpossibleStepError(ConflictError):
+    """A run cannot come from the state that it is in to that one."""
+
+
+class RunChangedError(ConflictError):
+    """The run has gone on to another state meanwhile, by another process."""
 
 
 class DigestMismatchError(ConflictError):

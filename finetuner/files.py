@@ -44,10 +44,33 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def write_new_json(path: Path, value: Any) -> None:
+    """Write a value as JSON under a name that must be free, whole or not at all.
+
+    :raises FileExistsError: When there is such a file; of two that write it at once, one gets this.
+    :raises FileNotFoundError: When its folder is gone.
+    """
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(_json(value))
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.link(temporary, path)  # unlike a rename, it does not replace
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def _json(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, whole or not at all."""
     with replacing(path) as file:
-        file.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
+        file.write(_json(value))
 
 
 def read_json(path: Path) -> Any:

@@ -127,6 +127,16 @@ def _add_run_views(app: FastAPI, call: Call) -> None:
         answer = await call("/delete", None, _parameters(request, run_name))
         return json_response(read_json_document(answer))
 
+    @app.post(
+        "/runs/{run_name}/cancel",
+        tags=["runs"],
+        summary="End a run for good; its log stays",
+        responses={404: ERROR, 409: ERROR},
+    )
+    async def cancel_run(run_name: str, request: Request) -> Response:
+        answer = await call("/cancel", None, _parameters(request, run_name))
+        return json_response(read_json_document(answer))
+
     def add_view(path: str, endpoint: str, summary: str) -> None:
         @app.get(
             path, tags=["runs"], summary=summary, name=endpoint, responses={404: ERROR, 409: ERROR}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -39,7 +40,6 @@ from finetuner.runs import (
     VALIDATION_FILE,
     VERDICT_FILE,
     Run,
-    Status,
     count_lines,
     keep_lines,
     read_metrics,
@@ -53,19 +53,22 @@ from finetuner.verdict import Outcome
 from finetuner.worklog import EpochLine
 
 logger = logging.getLogger(__name__)
-_STATE_INTERVAL_S = 1.0
+_SAY_INTERVAL_S = 1.0
 
 
 class Job:
     """The work of one run.
 
-    :param run: The run; its lock is held.
+    :param run: The run; it is claimed by this process.
     :param console: Writes the log.
     :param stop: Tells training to write a checkpoint and end.
+    :param say: Told how far it is.
     """
 
-    def __init__(self, run: Run, console: Console, stop: StopSignal) -> None:
-        self._run, self._console, self._stop = run, console, stop
+    def __init__(
+        self, run: Run, console: Console, stop: StopSignal, say: Callable[[str], None]
+    ) -> None:
+        self._run, self._console, self._stop, self._say = run, console, stop, say
         self._config = run.config()
         self._checkpoints = CheckpointStore(run.folder / CHECKPOINTS)
         self._stop_watches = [StopWatch(c) for c in self._config.callbacks_of(EarlyStopping)]
@@ -73,7 +76,7 @@ class Job:
             BestWeights(c) for c in self._config.callbacks_of(BestModelCheckpoint)
         ]
         self._line: EpochLine | None = None
-        self._state_written_at = 0.0
+        self._said_at = 0.0
         self._values: dict[str, float] = {}
         self._n_steps_done = 0
 
@@ -221,15 +224,15 @@ class Job:
             self._loaded.model.eval()
             self._evaluate(progress.epoch, progress.step)
             self._loaded.model.train()
-        if time.monotonic() - self._state_written_at > _STATE_INTERVAL_S:
+        if time.monotonic() - self._said_at > _SAY_INTERVAL_S:
             self._set_details(
                 f"Epoch {progress.epoch}/{self._config.epochs}, batch "
                 f"{progress.step}/{progress.n_steps}, loss {progress.loss:.3f}"
             )
 
     def _set_details(self, details: str) -> None:
-        self._state_written_at = time.monotonic()
-        self._run.set_state(Status.STARTED, details)
+        self._said_at = time.monotonic()
+        self._say(details)
 
     def _on_epoch_end(self, end: EpochEnd) -> bool:
         """Report and evaluate an epoch; return whether to stop."""
@@ -280,10 +283,6 @@ class Job:
         logger.info("Finished 🚀")
         worse = [name for name, verdict in verdicts.items() if verdict.outcome is Outcome.REGRESSED]
         return "; ".join(["Run finished", *(f"{name} {Outcome.REGRESSED.value}" for name in worse)])
-
-    def clean_up(self) -> None:
-        """Remove what only an interrupted run needs, when the state says that it is finished."""
-        self._checkpoints.clear()
 
     def _state(self) -> dict[str, Any]:
         return {

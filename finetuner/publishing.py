@@ -18,7 +18,7 @@ from finetuner.models import LoadedModel, ModelOptions, save_model
 from finetuner.onnx_export import export_onnx
 from finetuner.quantization import add_variants, describe
 from finetuner.run_evaluation import RunEvaluations
-from finetuner.runs import Run, read_metrics
+from finetuner.runs import CANCEL_FILE, Run, read_metrics
 from finetuner.verdict import Verdict
 
 logger = logging.getLogger(__name__)
@@ -141,8 +141,10 @@ def keep_model(
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files and folders of a worker that was killed; the lock is held."""
+    """Remove the temporary files and folders of a worker that was killed; the run is claimed."""
     for path in (*folder.glob(".*"), *folder.glob("epochs/.*")):
+        if path.name.startswith(f".{CANCEL_FILE}"):  # its owner may be writing it
+            continue
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from finetuner.client import Client, run_path
-from finetuner.errors import RunFailedError, RunInProgressError
+from finetuner.errors import RunCancelledError, RunFailedError, RunInProgressError
 
 
 class Run:
@@ -48,7 +48,7 @@ class Run:
         """The id of the run's artifact: 24 hexadecimal digits.
 
         :raises RunInProgressError: When the run is created or started.
-        :raises RunFailedError: When it failed.
+        :raises RunFailedError, RunCancelledError: When it failed, or was cancelled.
         """
         self._check_finished()
         return str(self._record["artifact_id"])
@@ -62,11 +62,20 @@ class Run:
             raise RunFailedError(
                 "The run failed, please check the `logs` for detailed information."
             )
+        if status == "CANCELLED":
+            raise RunCancelledError("The run was cancelled; it has no artifact.")
         if status != "FINISHED":
             raise RunInProgressError("The run needs to be finished in order to save the artifact.")
 
+    def cancel(self) -> None:
+        """End the run for good; its log stays.
+
+        :raises ImpossibleStepError: When it has ended otherwise.
+        """
+        self._client.act(run_path(self.name, "/cancel"), experiment_name=self.experiment_name)
+
     def status(self) -> dict[str, str]:
-        """Return ``{'status': …, 'details': …}``: CREATED, STARTED, FINISHED or FAILED, and more words."""
+        """Return ``{'status': …, 'details': …}``: one of :class:`finetuner.states.Status`, and more words."""
         return dict(self._get("/status"))
 
     def logs(self) -> str:

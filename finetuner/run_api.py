@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetuner.config import DEFAULT_EXPERIMENT, RunConfig
-from finetuner.errors import ConfigError
+from finetuner.errors import ConfigError, RunInProgressError
 from finetuner.pairs import read_documents
 from finetuner.run_store import RunStore
-from finetuner.runs import Run, Status
+from finetuner.runs import Run
 from finetuner.schema import documented, read
+from finetuner.states import Actor, Status, check_step
 from finetuner.submission import submit
 from finetuner.supervisor import Supervisor
 from finetuner.training import check_training
@@ -125,15 +126,31 @@ class RunAPI:
         return self._find(parameters).record()
 
     def status(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Give a run's state."""
-        return dict(self._find(parameters).state().answer())
+        """Give a run's state; of one that waits, how many are before it."""
+        run = self._find(parameters)
+        answer = run.state().answer()
+        if n_before := self._supervisor.position(run):
+            answer["details"] += f"; {n_before} before it"
+        return dict(answer)
+
+    def cancel(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """End a run for good; what its log and checkpoints hold of it stays until it is deleted.
+
+        :raises ImpossibleStepError: When it has ended otherwise.
+        """
+        run = self._find(parameters)
+        status = run.state().status
+        if status is not Status.CANCELLED:
+            check_step(status, Status.CANCELLED, Actor.SERVICE)
+            self._supervisor.cancel(run)
+        return run.record()
 
     def logs(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Give a run's log from an offset on, and whether more can come."""
         request = read(LogRequest, parameters, "parameters")
         run = self._store.get(request.run_name, request.experiment_name)
         # The state first: what is written between the two is then in the text, or comes with the next.
-        ended = run.state().status in (Status.FINISHED, Status.FAILED)
+        ended = run.state().status.is_terminal
         if request.offset < 0:
             raise ConfigError(f"offset must be at least 0, got {request.offset}")
         text, offset = run.read_log(request.offset)
@@ -155,8 +172,12 @@ class RunAPI:
             runs = self._store.list(read(RunPage, parameters, "parameters").experiment_name)
         records = [run.record() for run in runs]
         for run in runs:
-            with self._supervisor.stopped(run):
-                self._store.delete(run)
+            if not self._supervisor.cancel(run).status.is_terminal:
+                raise RunInProgressError(
+                    f"run `{run.name}` has a worker on another machine, which ends it within seconds: "
+                    "delete it again then"
+                )
+            self._store.delete(run)
         return {"items": records}
 
     def experiments(self, _parameters: dict[str, Any]) -> dict[str, Any]:

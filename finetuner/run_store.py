@@ -24,7 +24,8 @@ from finetuner.errors import (
 )
 from finetuner.files import sync_folder, write_json
 from finetuner.names import check_name
-from finetuner.runs import SUBMITTED, Run, State, Status
+from finetuner.runs import SUBMITTED, Run
+from finetuner.states import State, Status
 
 
 class RunStore:
@@ -52,14 +53,18 @@ class RunStore:
             (new / "data").mkdir(parents=True)
             for name, texts in data.items():
                 write_jsonl(texts, new / "data" / name)
+            created_at = datetime.now(UTC).isoformat(timespec="microseconds")
             spec = {
                 "artifact_id": secrets.token_hex(12),
-                "created_at": datetime.now(UTC).isoformat(timespec="microseconds"),
+                "created_at": created_at,
                 "description": config.description,
                 "config": asdict(config),
             }
             write_json(new / "spec.json", spec)
-            write_json(new / "state.json", asdict(State(Status.CREATED, SUBMITTED)))
+            (new / "states").mkdir()
+            created = asdict(State(Status.CREATED, SUBMITTED, at=created_at))
+            del created["number"]
+            write_json(new / "states" / "000000.json", created)
             try:
                 new.rename(folder)
             except OSError as exc:  # another request took the name meanwhile
@@ -100,7 +105,7 @@ class RunStore:
         return [run for _, _, run in sorted(runs, key=itemgetter(0, 1))]
 
     def delete(self, run: Run) -> None:
-        """Remove a run's folder; its worker must have ended."""
+        """Remove a run's folder; the run must have ended, so that nobody starts it meanwhile."""
         with tempfile.TemporaryDirectory(dir=self._root, prefix=".deleted-") as temporary:
             # First out of sight at once, then file by file.
             run.folder.rename(Path(temporary) / run.name)
@@ -110,7 +115,8 @@ class RunStore:
 
         :param artifact: A run's name, ``experiment/run``, or an artifact id.
         :raises ArtifactNotFound: When no run has that name or id.
-        :raises RunInProgressError, RunFailedError: When the run has no artifact yet, or never will.
+        :raises RunInProgressError, RunFailedError, RunCancelledError: When the run has no artifact yet, or
+            never will.
         """
         run = self._find_by_name(artifact) or self._find_by_id(artifact)
         if run is None:

@@ -1,8 +1,10 @@
-"""Runs on the volume: one folder each, complete in itself, and the states that a run goes through.
+"""Runs on the volume: one folder each, complete in itself.
 
 runs/{experiment}/{run_name}/
   spec.json      the run's settings, its artifact id, when it was created
-  state.json     status and details, replaced as a whole
+  states/        a file for each step that the run has made; the last one is where it is
+  heartbeat.json what its worker says while it lives: that it does, and how far it is
+  cancel.json    there once its owner wants it to end
   log.txt        what the worker writes
   metrics.jsonl  one line an evaluation
   steps.jsonl    one line a batch: loss, active share, learning rate
@@ -11,37 +13,38 @@ runs/{experiment}/{run_name}/
   epochs/        models of the last epochs, when TrainingCheckpoint asks for them
   examples.json  matches of some queries before and after, when asked for
   data/          the texts it trains on and is evaluated with
-  lock           held by the worker while it lives; says which process that is
   {run_name}.zip the artifact, once it is finished
 
-CREATED ──► STARTED ──► FINISHED
-   ▲           ├──────► FAILED      with the cause in the details
-   └───────────┘                    the service or the worker was stopped: it starts again
+A copy of the folder on another volume is the same run: its claim is seen to be of no living process there.
 """
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
 from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from finetuner import lock
 from finetuner.config import RunConfig
 from finetuner.errors import (
+    RunCancelledError,
+    RunChangedError,
     RunFailedError,
     RunInProgressError,
     RunNotFoundError,
     RunPreparingError,
 )
-from finetuner.files import read_json, replacing, write_json
+from finetuner.files import read_json, replacing, write_new_json
+from finetuner.heartbeat import Beat, read_beat
+from finetuner.holder import own_name
 from finetuner.schema import read
+from finetuner.states import Actor, State, Status, check_step
 
 TRAIN_FILE = "train.jsonl"
 VALIDATION_FILE = "validation.jsonl"
@@ -49,21 +52,13 @@ METRICS_FILE = "metrics.jsonl"
 STEPS_FILE = "steps.jsonl"
 VERDICT_FILE = "verdict.json"
 CHECKPOINTS = "checkpoints"
-
-
-class Status(StrEnum):
-    """The states of a run."""
-
-    CREATED = "CREATED"
-    STARTED = "STARTED"
-    FINISHED = "FINISHED"
-    FAILED = "FAILED"
+HEARTBEAT_FILE = "heartbeat.json"
+CANCEL_FILE = "cancel.json"
 
 
 SUBMITTED = "Run submitted and awaits execution"
-# What a worker exits with when it was asked to end (EX_TEMPFAIL of sysexits.h).
-EXIT_STOPPED = 75
-STOPPED = "Stopped with the service; it starts again with it"
+STOPPED = "Stopped with the service; it goes on with it"
+CANCELLED = "Cancelled"
 
 
 def evaluation_file(number: int, role: str) -> str:
@@ -73,26 +68,6 @@ def evaluation_file(number: int, role: str) -> str:
     :param role: ``query`` or ``index``.
     """
     return f"evaluation-{number}-{role}.jsonl"
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a run is.
-
-    :param status: One of the states.
-    :param details: For people: progress, or the cause of a failure.
-    :param n_starts: How often a worker has begun it.
-    :param n_interruptions: How often a worker was gone without a word.
-    """
-
-    status: Status
-    details: str
-    n_starts: int = 0
-    n_interruptions: int = 0
-
-    def answer(self) -> dict[str, str]:
-        """Return what ``run.status()`` gives."""
-        return {"status": self.status.value, "details": self.details}
 
 
 @dataclass(frozen=True)
@@ -141,16 +116,116 @@ class Run:
 
         :raises RunNotFoundError: When the run was deleted.
         """
-        return read(State, self._read("state.json"), "state.json")
+        number = self._newest_number()
+        state = replace(read(State, self._read(f"states/{number:06}.json"), "state"), number=number)
+        if state.status is Status.STARTED and (beat := self.beat(state)) and beat.details:
+            return replace(state, details=beat.details)
+        return state
 
-    def set_state(self, status: Status, details: str, **counts: int) -> None:
-        """Write where the run is, whole or not at all.
+    def history(self) -> list[State]:
+        """Return all states that the run has been in, the present one last."""
+        return [
+            replace(read(State, self._read(f"states/{number:06}.json"), "state"), number=number)
+            for number in range(self._newest_number() + 1)
+        ]
 
-        :param counts: ``n_starts`` and ``n_interruptions``; those left out stay as they are.
+    def _newest_number(self) -> int:
+        folder = self.folder / "states"
+        try:
+            if not folder.is_dir():
+                self._take_over_old_form(folder)
+            names = os.listdir(folder)
+        except FileNotFoundError as exc:
+            raise self._not_found() from exc
+        numbers = [int(name[:-5]) for name in names if name[0] != "."]
+        if not numbers:  # it is being deleted
+            raise self._not_found()
+        return max(numbers)
+
+    def _take_over_old_form(self, folder: Path) -> None:
+        """Make the first state of a run of version 0.1.0, which had one file, replaced at each step.
+
+        :raises FileNotFoundError: When it has none of that either.
+        """
+        old = read(State, read_json(self.folder / "state.json"), "state.json")
+        folder.mkdir(exist_ok=True)
+        content = asdict(old)
+        del content["number"]
+        with contextlib.suppress(FileExistsError):
+            write_new_json(folder / "000000.json", content)
+
+    def beat(self, state: State) -> Beat | None:
+        """Return the last heartbeat of the worker whose claim a state is; None when there is none."""
+        beat = read_beat(self.folder / HEARTBEAT_FILE)
+        return beat if beat is not None and beat.number == state.number else None
+
+    def step(
+        self, before: State, status: Status, details: str, *, actor: Actor, **changes: Any
+    ) -> State:
+        """Come to another state: whole or not at all, and only from the state that is given.
+
+        :param before: Where the run is, as its reader knows it.
+        :param status: Where it comes to.
+        :param details: For people.
+        :param actor: Who makes the step.
+        :param changes: Of the counts and the holder.
+        :raises ImpossibleStepError: When this is no step, or not this actor's.
+        :raises RunChangedError: When another process has made a step from there.
         :raises RunNotFoundError: When the run was deleted.
         """
-        state = replace(self.state(), status=status, details=details, **counts)
-        write_json(self.folder / "state.json", asdict(state))
+        check_step(before.status, status, actor)
+        at = datetime.now(UTC).isoformat(timespec="microseconds")
+        number = before.number + 1
+        changes = {"holder": "", "gpus": "", **changes}
+        state = replace(before, status=status, details=details, at=at, number=number, **changes)
+        content = asdict(state)
+        del content["number"]
+        try:
+            write_new_json(self.folder / "states" / f"{number:06}.json", content)
+        except FileExistsError as exc:
+            raise RunChangedError(
+                f"run `{self.name}` is no longer {before.status}; look at it again"
+            ) from exc
+        except FileNotFoundError as exc:
+            raise self._not_found() from exc
+        return state
+
+    def claim(self) -> State:
+        """Make the run this process's, to work on it.
+
+        :raises ImpossibleStepError, RunChangedError: When it does not wait, or another was quicker.
+        :raises RunNotFoundError: When the run was deleted.
+        """
+        before = self.state()
+        return self.step(
+            before,
+            Status.STARTED,
+            "Loading the model",
+            actor=Actor.WORKER,
+            holder=own_name(),
+            gpus=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+            n_starts=before.n_starts + 1,
+        )
+
+    def holds(self, claim: State) -> bool:
+        """Whether a claim is still the run's state, and the folder still that run's."""
+        state = self.state()
+        return (state.number, state.holder) == (claim.number, claim.holder)
+
+    def ask_to_cancel(self) -> None:
+        """Let the run's worker end it, whichever service has started that.
+
+        :raises RunNotFoundError: When the run was deleted.
+        """
+        try:
+            with contextlib.suppress(FileExistsError):
+                write_new_json(self.folder / CANCEL_FILE, {})
+        except FileNotFoundError as exc:
+            raise self._not_found() from exc
+
+    def is_to_be_cancelled(self) -> bool:
+        """Whether somebody has asked for its end."""
+        return (self.folder / CANCEL_FILE).exists()
 
     def record(self) -> dict[str, Any]:
         """Return what the API shows of the run."""
@@ -189,7 +264,7 @@ class Run:
     def metrics(self) -> dict[str, Any]:
         """Return the metrics before training and after the last epoch, and those of every epoch.
 
-        :raises RunInProgressError, RunFailedError: When the run is not finished.
+        :raises RunInProgressError, RunFailedError, RunCancelledError: When the run is not finished.
         """
         self.check_finished()
         return read_metrics(self.folder)
@@ -197,7 +272,7 @@ class Run:
     def examples(self) -> dict[str, Any]:
         """Return the matches of some queries before and after; empty unless they were asked for.
 
-        :raises RunInProgressError, RunFailedError: When the run is not finished.
+        :raises RunInProgressError, RunFailedError, RunCancelledError: When the run is not finished.
         """
         self.check_finished()
         path = self.folder / "examples.json"
@@ -214,44 +289,18 @@ class Run:
             raise RunFailedError(
                 "The run failed, please check the `logs` for detailed information."
             )
+        if status is Status.CANCELLED:
+            raise RunCancelledError("The run was cancelled; it has no artifact.")
         if status is not Status.FINISHED:
             raise RunInProgressError("The run needs to be finished in order to save the artifact.")
 
-    @property
-    def _lock_path(self) -> Path:
-        return self.folder / "lock"
+    def clean_up(self) -> None:
+        """Remove what only a run that goes on needs."""
+        shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
 
     def has_checkpoint(self) -> bool:
         """Whether an interrupted training can go on from where it was."""
         return any((self.folder / CHECKPOINTS).glob("step-*.pt"))
-
-    def is_alive(self) -> bool:
-        """Whether a worker holds the run's lock."""
-        return lock.is_held(self._lock_path)
-
-    def signal_worker(self, number: int) -> bool:
-        """Send a signal to the worker that holds the run's lock, whichever service started it.
-
-        :returns: Whether there is one on this machine.
-        """
-        return lock.signal_holder(self._lock_path, number)
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the run's lock; the system frees it when the process dies, however it dies.
-
-        :raises RunInProgressError: When another worker holds it.
-        :raises RunNotFoundError: When the run was deleted.
-        """
-        if not self.folder.is_dir():
-            raise self._not_found()
-        with lock.hold(self._lock_path) as is_free:
-            if not is_free:
-                raise RunInProgressError(
-                    f"run `{self.name}` has a worker already; it ends with the run, or with the "
-                    "service that started it"
-                )
-            yield
 
 
 def append_metrics(

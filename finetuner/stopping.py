@@ -12,16 +12,16 @@ class Stopped(BaseException):
 
 
 class StopSignal:
-    """A signal handler that raises :class:`Stopped`, except where it is deferred."""
+    """A signal handler that notes the signal, and raises :class:`Stopped` in the blocks that want it."""
 
     def __init__(self) -> None:
         self._is_set = False
-        self._is_deferred = False
+        self._is_raising = False
 
     def __call__(self, _signal: int, _frame: FrameType | None) -> None:
         """Take the signal."""
         self._is_set = True
-        if not self._is_deferred:
+        if self._is_raising:
             raise Stopped
 
     def is_set(self) -> bool:
@@ -29,12 +29,23 @@ class StopSignal:
         return self._is_set
 
     @contextmanager
+    def raising(self) -> Iterator[None]:
+        """End a block with :class:`Stopped` when the signal comes, or has come already."""
+        self._is_raising = True
+        try:
+            if self._is_set:
+                raise Stopped
+            yield
+        finally:
+            self._is_raising = False
+
+    @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Let a block ask :meth:`is_set` itself; the exception is raised when the block is left."""
-        self._is_deferred = True
+        """Within such a block, let another ask :meth:`is_set` itself; the exception comes when it is left."""
+        was_raising, self._is_raising = self._is_raising, False
         try:
             yield
         finally:
-            self._is_deferred = False
+            self._is_raising = was_raising
         if self._is_set:
             raise Stopped

@@ -1,4 +1,10 @@
-"""The queue: starts a worker process for each created run, in order, and sees how it ends."""
+"""Starts a worker process for each waiting run, in order, looks after it, and sees how it ends.
+
+Several services may share a volume: a run belongs to the worker that has claimed it, whoever started that.
+What the volume must be able to do: rename and hard-link atomically, a link failing when its name exists,
+and show what one machine wrote and closed to another that opens it within :data:`EXPIRY_S`. ext4, XFS, NFS
+(version 4, with ``actimeo`` below 15 s), CephFS and Lustre do; SMB and object stores do not.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +16,22 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 import finetuner
-from finetuner.errors import RunNotFoundError
+from finetuner.config import Device, RunConfig
+from finetuner.errors import ConflictError, NotFoundError, RunNotFoundError
+from finetuner.gpus import VISIBLE, choose_gpus, visible_gpus
+from finetuner.holder import EXPIRY_S, Life, life_of, send_signal
+from finetuner.interruption import Interruption, n_kernel_kills, of_exit, of_silence
+from finetuner.run_queue import Queue
 from finetuner.run_store import RunStore
-from finetuner.runs import EXIT_STOPPED, STOPPED, Run, Status
+from finetuner.runs import CANCELLED, STOPPED, Run
+from finetuner.silence import SilenceWatch
+from finetuner.states import Actor, State, Status
 
 logger = logging.getLogger(__name__)
 _TICK_S = 0.2
@@ -24,58 +39,91 @@ _SCAN_INTERVAL_S = 5.0
 # Below the 5 s that Jina gives an executor to close; a worker deep in a step does not hear SIGTERM.
 _STOP_TIMEOUT_S = 3.0
 _POLL_S = 0.05
-_MAX_INTERRUPTIONS = 5
+# Before a run goes on that the volume kept from being written, times its interruptions.
+_VOLUME_PAUSE_S = 10.0
+# Before another try with a run whose worker was gone before it had claimed the run.
+_UNCLAIMED_PAUSE_S = 1.0
 # Threads that wait give their core away: an encoder, or another run, works beside this one.
 _WORKER_DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "true"}
 
 
 class Supervisor:
-    """Keeps at most ``max_parallel_runs`` workers busy with the created runs of a volume.
+    """Keeps at most ``max_parallel_runs`` workers busy with the waiting runs of a volume.
 
     :param workspace: The volume.
-    :param max_parallel_runs: Workers at once, at least 1.
+    :param max_parallel_runs: Workers at once on this machine, at least 1.
+    :param max_interruptions: After so many a run is given up.
+    :param hang_timeout_s: A worker that gets on with nothing for so long is ended, and its run goes on.
+    :param worker: The module that works on a run: ``python -m WORKER RUN_DIR``.
+    :param gpus: Names of those that runs may have; what this process may use when None.
     """
 
-    def __init__(self, workspace: Path, *, max_parallel_runs: int = 1) -> None:
-        self._store = RunStore(workspace)
+    def __init__(
+        self,
+        workspace: Path,
+        *,
+        max_parallel_runs: int = 1,
+        max_interruptions: int = 5,
+        hang_timeout_s: float = 3600.0,
+        worker: str = "finetuner.worker",
+        gpus: tuple[str, ...] | None = None,
+    ) -> None:
         self._max_parallel_runs = max_parallel_runs
-        self._workers: dict[Path, subprocess.Popen[bytes]] = {}
-        self._adopted: set[Path] = set()
+        self._max_interruptions = max_interruptions
+        self._hang_timeout_s = hang_timeout_s
+        self._worker = worker
+        self._gpus = visible_gpus() if gpus is None else gpus
+        self._queue = Queue(RunStore(workspace))
+        self._silences = SilenceWatch()
+        self._workers: dict[Path, _Worker] = {}
+        self._not_before: dict[Path, float] = {}
         self._lock = threading.Lock()
         self._changed = threading.Event()
         self._closing = False
+        self._told = ""
         self._scanned_at = float("-inf")
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
 
     def start(self) -> None:
-        """Take up what an earlier service left, and begin."""
-        for run in self._store.list():
-            if run.state().status is Status.STARTED and run.is_alive():
-                self._adopted.add(run.folder)
+        """Begin; the runs that an earlier service left are taken up."""
         self._thread.start()
 
     def wake(self) -> None:
-        """Look for a created run now."""
+        """Look for waiting runs now."""
         self._changed.set()
 
-    @contextmanager
-    def stopped(self, run: Run) -> Iterator[None]:
-        """End a run's worker, if it has one, and keep it from getting another while the block lasts.
+    def position(self, run: Run) -> int | None:
+        """Return how many runs are before one that waits; None for one that is not known to wait."""
+        return self._queue.position(run)
 
-        :raises RunInProgressError: When its worker is out of reach, on another machine.
-        :raises RunNotFoundError: When the run was deleted meanwhile.
+    def cancel(self, run: Run) -> State:
+        """End a run for good; gives its state, which is terminal unless its worker is out of reach.
+
+        :param run: One that has ended stays as it is.
+        :raises RunNotFoundError: When it was deleted.
         """
-        with self._lock:  # so that no tick starts it
-            if worker := self._workers.pop(run.folder, None):
-                worker.terminate()
-                _wait(worker, time.monotonic() + _STOP_TIMEOUT_S)
-            _end_adopted(run)
-            with run.locked():  # so that no other service on this volume starts it
-                yield
-        self.wake()
+        run.ask_to_cancel()
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        asked: str | None = None
+        while True:
+            state = run.state()
+            if state.status.is_terminal:
+                run.clean_up()
+                self.wake()
+                return state
+            if state.status.is_waiting or life_of(state.holder) is Life.DEAD:
+                with suppress(ConflictError):  # a worker was quicker; look again
+                    run.step(state, Status.CANCELLED, CANCELLED, actor=Actor.SERVICE)
+                continue
+            if asked != state.holder:
+                asked = state.holder
+                send_signal(asked, signal.SIGTERM)
+            if time.monotonic() > deadline and not send_signal(asked, signal.SIGKILL):
+                return state  # its worker sees the request at its next heartbeat
+            time.sleep(_POLL_S)
 
     def close(self) -> None:
-        """End all workers; their runs go back to the queue for the next start of the service."""
+        """End all workers; their runs go on with the next start of the service."""
         self._closing = True
         self.wake()
         self._thread.join()
@@ -84,10 +132,12 @@ class Supervisor:
                 worker.terminate()
             deadline = time.monotonic() + _STOP_TIMEOUT_S
             for folder, worker in self._workers.items():
-                _wait(worker, deadline)
-                with suppress(RunNotFoundError):
-                    if Run(folder).state().status is Status.STARTED:  # it had to be killed
-                        Run(folder).set_state(Status.CREATED, STOPPED)
+                worker.wait_or_kill(deadline)
+                with suppress(RunNotFoundError, ConflictError):
+                    run = Run(folder)
+                    state = run.state()
+                    if state.status is Status.STARTED and life_of(state.holder) is Life.DEAD:
+                        run.step(state, Status.INTERRUPTED, STOPPED, actor=Actor.SERVICE)
 
     def _watch(self) -> None:
         while not self._closing:
@@ -96,109 +146,206 @@ class Supervisor:
             try:
                 with self._lock:
                     self._tick(is_woken)
-            # The volume is away for a moment, or a run was deleted by another service: the next tick
-            # tries again.
-            except (OSError, RunNotFoundError):
-                logger.exception("cannot look after the runs")
+            # The volume is full or away for a moment, or a run was deleted or taken by another service:
+            # the next tick tries again.
+            except (OSError, NotFoundError, ConflictError) as exc:
+                self._tell(exc)
+
+    def _tell(self, error: Exception) -> None:
+        """Log what keeps the runs from being looked after, once as long as it is the same."""
+        if str(error) != self._told:
+            logger.error("cannot look after the runs: %s", error)
+        self._told = str(error)
 
     def _tick(self, is_woken: bool) -> None:
         n_before = len(self._workers)
         for folder, worker in list(self._workers.items()):
-            if worker.poll() is not None:
+            if worker.has_ended:
+                # Settled first: when the volume cannot take the state, the next tick tries again.
+                found = of_exit(worker.exit_code, worker.n_kernel_kills)
+                self._settle(Run(folder), found, begun_from=worker.begun_from)
                 del self._workers[folder]
-                self._settle(Run(folder), worker.returncode)
-        self._adopted = {f for f in self._adopted if f.exists() and Run(f).is_alive()}
-        # Listing reads every run's files, so it is done when there is a reason, and now and then.
+        # Listing takes time, so it is done when there is a reason, and now and then.
         is_due = time.monotonic() - self._scanned_at > _SCAN_INTERVAL_S
-        if is_woken or is_due or len(self._workers) < n_before:
+        if is_woken or is_due:
             self._scanned_at = time.monotonic()
+            self._queue.refresh()
+            self._look_after_started()
+        if is_woken or is_due or len(self._workers) < n_before:
             self._start_runs()
 
     def _start_runs(self) -> None:
-        """Start as many created runs as there are free places, oldest first."""
-        n_free = self._max_parallel_runs - len(self._workers) - len(self._adopted)
-        for run in self._store.list() if n_free > 0 else []:
+        """Start as many waiting runs as there are free places."""
+        n_free = self._max_parallel_runs - len(self._workers) - sum(1 for _ in self._adopted())
+        is_short_of_gpus = False
+        for run in self._queue.waiting if n_free > 0 else []:
             if n_free <= 0:
                 break
-            if run.folder in self._workers or run.folder in self._adopted:
+            if (
+                run.folder in self._workers
+                or self._not_before.get(run.folder, 0) > time.monotonic()
+            ):
                 continue
-            if run.state().status is Status.STARTED and not run.is_alive():
-                self._settle(run, None)
-            if run.state().status is Status.CREATED:
-                self._workers[run.folder] = _spawn(run)
+            with suppress(RunNotFoundError):
+                state = run.state()
+                if not state.status.is_waiting:
+                    continue
+                gpus = self._gpus_for(run.config())
+                # Those of a larger run are not given to later ones, or it would wait for ever.
+                if gpus is None or (gpus and is_short_of_gpus):
+                    is_short_of_gpus = True
+                    continue
+                self._queue.remove(run)
+                self._workers[run.folder] = _Worker(run, state, self._worker, gpus)
                 n_free -= 1
 
-    def _settle(self, run: Run, returncode: int | None) -> None:
+    def _adopted(self) -> Iterator[State]:
+        """Yield the claims of workers on this machine that another service has started, or an earlier one."""
+        for folder, state in self._queue.started.items():
+            if folder not in self._workers and life_of(state.holder) is Life.ALIVE:
+                yield state
+
+    def _gpus_for(self, config: RunConfig) -> tuple[str, ...] | None:
+        if config.device is not Device.CUDA or not self._gpus:
+            return ()
+        in_use = [gpu for worker in self._workers.values() for gpu in worker.gpus]
+        in_use += [gpu for state in self._adopted() for gpu in state.gpus.split(",")]
+        return choose_gpus(config.n_processes, self._gpus, in_use)
+
+    def _look_after_started(self) -> None:
+        started = self._queue.started
+        self._silences.forget_all_but(set(started))
+        for folder, claim in started.items():
+            with suppress(NotFoundError, ConflictError):
+                self._look_after(Run(folder), claim)
+
+    def _look_after(self, run: Run, claim: State) -> None:
+        """Settle a run whose worker is gone, and end one that hangs."""
+        worker = self._workers.get(run.folder)
+        if worker is None and life_of(claim.holder) is Life.DEAD:
+            self._settle(run, of_exit(None))
+            return
+        silence = self._silences.look(run, claim)
+        found = of_silence(silence, EXPIRY_S, self._hang_timeout_s)
+        if found is None:
+            return
+        is_here = send_signal(claim.holder, signal.SIGKILL)
+        if worker is not None:
+            worker.kill()
+        elif not is_here and silence.beat_s <= EXPIRY_S:
+            return  # it hangs on another machine, whose service ends it
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        while life_of(claim.holder) is Life.ALIVE and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        self._settle(run, found, is_expired=not is_here)
+        self._workers.pop(run.folder, None)
+
+    def _settle(
+        self,
+        run: Run,
+        found: Interruption,
+        *,
+        is_expired: bool = False,
+        begun_from: int | None = None,
+    ) -> None:
         """Give a true state to a run whose worker ended without doing so itself.
 
-        :param returncode: Of the worker; None when it was that of an earlier service.
+        :param found: How it ended.
+        :param is_expired: Whether a claim counts as void though its process cannot be looked at.
+        :param begun_from: The number of the state that the worker was started for.
         """
-        if not run.folder.exists() or run.state().status in (Status.FINISHED, Status.FAILED):
+        try:
+            state = run.state()
+        except RunNotFoundError:
             return
-        if run.is_alive():  # another service on this volume was quicker; the run is its
-            self._adopted.add(run.folder)
+        if state.status.is_terminal:
             return
-        n = run.state().n_interruptions + 1
-        if returncode is None and n < _MAX_INTERRUPTIONS:
-            run.set_state(Status.CREATED, "Interrupted; it starts again", n_interruptions=n)
-        elif returncode is None:
-            run.set_state(Status.FAILED, f"The run was interrupted {n} times; it is given up")
-        elif returncode < 0 and n < _MAX_INTERRUPTIONS and run.has_checkpoint():
-            name = signal.Signals(-returncode).name
-            details = f"Interrupted by {name}; it goes on from its last checkpoint"
-            run.set_state(Status.CREATED, details, n_interruptions=n)
-        elif returncode < 0:
-            name = signal.Signals(-returncode).name
-            reason = " (out of memory, or killed by hand)" if name == "SIGKILL" else ""
-            run.set_state(Status.FAILED, f"The worker was ended by {name}{reason}")
-        elif run.state().status is Status.STARTED or not _was_stopped(run, returncode):
-            run.set_state(Status.FAILED, f"The worker ended with exit code {returncode}")
+        if state.status.is_waiting:
+            if state.number != begun_from:
+                return  # the worker has left it so itself
+            self._not_before[run.folder] = time.monotonic() + _UNCLAIMED_PAUSE_S
+        is_void = state.status.is_waiting or life_of(state.holder) is Life.DEAD or is_expired
+        if not is_void:
+            return  # another service on this volume was quicker; the run is its
+        if found.is_of_volume:
+            pause_s = _VOLUME_PAUSE_S * (state.n_interruptions + 1)
+            self._not_before[run.folder] = time.monotonic() + pause_s
+        status, details, n = found.outcome(run, state, self._max_interruptions)
+        if status is not None:
+            with suppress(ConflictError):  # another service has settled it
+                run.step(state, status, details, actor=Actor.SERVICE, n_interruptions=n)
+            self._scanned_at = float("-inf")  # it may go on at once
 
 
-def _was_stopped(run: Run, returncode: int) -> bool:
-    """Whether a worker ended because it was asked to; torchrun keeps its workers' codes to itself."""
-    return returncode == EXIT_STOPPED or run.state().details == STOPPED
+class _Worker:
+    """The process that works on a run.
+
+    :param run: The run.
+    :param state: Where the run is.
+    :param module: What is run.
+    :param gpus: Those that it may use.
+    """
+
+    def __init__(self, run: Run, state: State, module: str, gpus: tuple[str, ...]) -> None:
+        self.gpus = gpus
+        self.begun_from = state.number
+        self._n_kernel_kills_before = n_kernel_kills()
+        package_parent = str(Path(finetuner.__file__).parents[1])
+        path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH", "")]))
+        with (run.folder / "worker.txt").open("ab") as output:
+            self._process = subprocess.Popen(
+                _command(run, module),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={
+                    **_WORKER_DEFAULTS,
+                    **os.environ,
+                    "PYTHONPATH": path,
+                    VISIBLE: ",".join(gpus),
+                },
+            )
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process is gone."""
+        return self._process.poll() is not None
+
+    @property
+    def exit_code(self) -> int | None:
+        """What it ended with."""
+        return self._process.returncode
+
+    @property
+    def n_kernel_kills(self) -> int:
+        """How many processes the kernel has ended for want of memory since this one was started."""
+        return n_kernel_kills() - self._n_kernel_kills_before
+
+    def terminate(self) -> None:
+        """Ask it to end, once: a second signal could hit it while it writes its last state."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """End it, and the processes that it has started: torchrun's would train on for ever."""
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self._process.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+        self._process.kill()
+        self._process.wait()
+
+    def wait_or_kill(self, deadline: float) -> None:
+        """Wait for one that was asked to end, until it must."""
+        try:
+            self._process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self.kill()
 
 
-def _command(run: Run) -> list[str]:
+def _command(run: Run, module: str) -> list[str]:
     # -P: a file `torch.py` in the current folder must not take the place of torch.
     python = [sys.executable, "-P", "-m"]
     n_processes = run.config().n_processes
     if n_processes > 1:
         python += ["torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}", "-m"]
-    return [*python, "finetuner.worker", str(run.folder)]
-
-
-def _spawn(run: Run) -> subprocess.Popen[bytes]:
-    package_parent = str(Path(finetuner.__file__).parents[1])
-    path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH", "")]))
-    with (run.folder / "worker.txt").open("ab") as output:
-        return subprocess.Popen(
-            _command(run),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env={**_WORKER_DEFAULTS, **os.environ, "PYTHONPATH": path},
-        )
-
-
-def _wait(worker: subprocess.Popen[bytes], deadline: float) -> None:
-    """Wait for a worker that was asked to end, until it must.
-
-    It is asked once: a second signal could hit it while it writes its last state.
-    """
-    try:
-        worker.wait(max(0.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        worker.kill()
-        worker.wait()
-
-
-def _end_adopted(run: Run) -> None:
-    """End the worker that an earlier service left with a run, if there is one in reach."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if not run.signal_worker(number):
-            return
-        deadline = time.monotonic() + _STOP_TIMEOUT_S
-        while run.is_alive() and time.monotonic() < deadline:
-            time.sleep(_POLL_S)
+    return [*python, module, str(run.folder)]

@@ -1,66 +1,148 @@
 """One training run: ``python -m finetuner.worker RUN_DIR``.
 
-The run's folder lies at ``{workspace}/runs/{experiment}/{run_name}`` and holds all that is needed.
-Exit codes: 0 finished, 1 failed with the cause in state and log, 75 stopped and to be started again.
+The run's folder lies at ``{workspace}/runs/{experiment}/{run_name}`` and holds all that is needed. The
+worker claims the run, says by heartbeats that it lives, and writes the state that the run ends in. It ends
+itself when its claim has passed to another, as after a pause that was taken for its death.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 
-from finetuner.runs import EXIT_STOPPED, STOPPED, Run, Status
+from finetuner.errors import ConflictError, NotFoundError, RunNotFoundError
+from finetuner.exits import Exit
+from finetuner.heartbeat import Heartbeat
+from finetuner.runs import CANCELLED, HEARTBEAT_FILE, STOPPED, Run
+from finetuner.states import Actor, State, Status
 from finetuner.stopping import Stopped, StopSignal
 from finetuner.worklog import open_log
 
 logger = logging.getLogger("finetuner.worker")  # __name__ is __main__ here
 
+Say = Callable[[str], None]
+Work = Callable[[Run, Console, StopSignal, Say], str]
 
-def main(run_dir: str) -> int:
-    """Train one run and return the exit code.
+
+# What the volume says when it is full, read-only, away or broken: nothing that the run itself did.
+_VOLUME_ERRORS = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EACCES)
+)
+_MEMORY_ADVICE = "take a smaller batch_size, gradient_cache_size or gradient_checkpointing"
+
+
+def main(run_dir: str, work: Work | None = None) -> int:
+    """Work on one run and return the exit code.
 
     Started several times by ``torchrun``, the processes train together: the first does all that is said
     here, the others only compute.
 
     :param run_dir: The run's folder.
+    :param work: Does the work and returns the details of the end state; training when None.
     """
     run = Run(Path(run_dir).resolve())
     if os.environ.get("RANK", "0") != "0":
         return _follow(run)
     stop = StopSignal()
-    with run.locked(), open_log(run.folder / "log.txt") as console:
-        signal.signal(signal.SIGTERM, stop)
-        # Ctrl-C in a terminal reaches the whole group; the service says what it means for a run.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            run.set_state(Status.STARTED, "Loading the model", n_starts=run.state().n_starts + 1)
-            # Torch takes seconds to import; the lock is held and the state is STARTED before that.
-            from finetuner.job import Job
+    signal.signal(signal.SIGTERM, stop)
+    # Ctrl-C in a terminal reaches the whole group; the service says what it means for a run.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        claim = run.claim()
+    except (ConflictError, NotFoundError) as exc:
+        logger.info("nothing to do: %s", exc)
+        return Exit.TAKEN
+    except OSError as exc:
+        logger.error("cannot claim the run: %s", exc)
+        return Exit.VOLUME
+    return _hold(run, claim, stop, work or _train)
 
-            job = Job(run, console, stop)
-            details = job.work()
-            # The artifact is there; a signal from now on must not make the run begin again.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        except Stopped:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            run.set_state(Status.CREATED, STOPPED)
-            return EXIT_STOPPED
-        except Exception as exc:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            cause = f"{type(exc).__name__}: {str(exc).strip().partition(chr(10))[0]}"
-            logger.error("The run failed: %s", cause)
-            console.print(traceback.format_exc(), markup=False, highlight=False)
-            run.set_state(Status.FAILED, cause)
-            return 1
-        run.set_state(Status.FINISHED, details)
-        job.clean_up()
-        return 0
+
+def _hold(run: Run, claim: State, stop: StopSignal, work: Work) -> int:
+    def look() -> None:
+        """See whether the run is still this process's and wanted; called by the heartbeat."""
+        try:
+            is_held = run.holds(claim)
+        except RunNotFoundError:
+            is_held = False
+        if not is_held:
+            # Whatever it would write now would go between the lines of another.
+            os._exit(Exit.TAKEN)
+        if run.is_to_be_cancelled() and not stop.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        with (
+            open_log(run.folder / "log.txt") as console,
+            Heartbeat(run.folder / HEARTBEAT_FILE, claim.number, look=look) as heartbeat,
+        ):
+            say = heartbeat.say
+            status, details, code = _outcome(
+                run, console, stop, lambda: work(run, console, stop, say)
+            )
+            run.step(claim, status, details, actor=Actor.WORKER, **_counts(claim, code))
+    except (ConflictError, NotFoundError):
+        return Exit.TAKEN
+    except OSError:
+        logger.exception("cannot write how the run ended")
+        return Exit.VOLUME
+    if status in (Status.FINISHED, Status.CANCELLED):
+        run.clean_up()
+    return code
+
+
+def _counts(claim: State, code: int) -> dict[str, int]:
+    return {"n_interruptions": claim.n_interruptions + 1} if code == Exit.VOLUME else {}
+
+
+def _outcome(
+    run: Run, console: Console, stop: StopSignal, work: Callable[[], str]
+) -> tuple[Status, str, int]:
+    """Do the work; return what the run comes to by that, for people why, and the exit code."""
+    try:
+        with stop.raising():
+            details = work()
+        return Status.FINISHED, details, Exit.FINISHED
+    except Stopped:
+        if run.is_to_be_cancelled():
+            logger.info("Cancelled")
+            return Status.CANCELLED, CANCELLED, Exit.STOPPED
+        return Status.INTERRUPTED, STOPPED, Exit.STOPPED
+    except Exception as exc:
+        cause = f"{type(exc).__name__}: {str(exc).strip().partition(chr(10))[0]}"
+        if isinstance(exc, OSError) and exc.errno in _VOLUME_ERRORS:
+            logger.error("The volume cannot be written: %s", cause)
+            details = f"The volume cannot be written ({cause}); the run goes on when it can"
+            return Status.INTERRUPTED, details, Exit.VOLUME
+        if _is_out_of_memory(exc):
+            cause = f"Out of memory: {_MEMORY_ADVICE} ({cause})"
+        logger.error("The run failed: %s", cause)
+        console.print(traceback.format_exc(), markup=False, highlight=False)
+        return Status.FAILED, cause, Exit.FAILED
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch.OutOfMemoryError is of a GPU; on a CPU torch raises a bare RuntimeError.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator" in str(error)
+    )
+
+
+def _train(run: Run, console: Console, stop: StopSignal, say: Say) -> str:
+    # Torch takes seconds to import; the run is claimed before that.
+    from finetuner.job import Job
+
+    return Job(run, console, stop, say).work()
 
 
 def _follow(run: Run) -> int:
@@ -69,7 +151,7 @@ def _follow(run: Run) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from finetuner.job import Job
 
-    Job(run, Console(stderr=True), StopSignal()).follow()
+    Job(run, Console(stderr=True), StopSignal(), lambda _: None).follow()
     return 0
 
 

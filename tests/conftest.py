@@ -105,6 +105,22 @@ def tiny_labelled():
     )
 
 
+@pytest.fixture(scope="session")
+def come_to():
+    """Bring a created run to a status, by the steps that lead there."""
+    from finetuner.states import Actor, Status
+
+    def come_to(run, status, details="", **changes):
+        if status is Status.CREATED:
+            return run.state()
+        claim = run.claim()
+        if status is Status.STARTED:
+            return claim
+        return run.step(claim, status, details, actor=Actor.WORKER, **changes)
+
+    return come_to
+
+
 @pytest.fixture
 def work():
     """The worker's main in this process, which gets its signals and its log back."""
@@ -127,7 +143,7 @@ def work():
 
 
 @pytest.fixture(scope="session")
-def publish_run(tiny_model_folder):
+def publish_run(tiny_model_folder, come_to):
     """Make a finished run with the tiny model on a volume; another seed gives other vectors."""
     import torch
 
@@ -135,7 +151,7 @@ def publish_run(tiny_model_folder):
     from finetuner.config import RunConfig
     from finetuner.models import load_model, save_model
     from finetuner.run_store import RunStore
-    from finetuner.runs import Status
+    from finetuner.states import Status
 
     def publish(volume, name, *, prompts=None, seed=0):
         loaded = load_model(tiny_model_folder)
@@ -161,19 +177,19 @@ def publish_run(tiny_model_folder):
         with tempfile.TemporaryDirectory() as folder:
             save_model(loaded, Path(folder))
             pack(Path(folder), run.artifact_path, manifest=manifest)
-        run.set_state(Status.FINISHED, "Run finished")
+        come_to(run, Status.FINISHED, "Run finished")
         return run
 
     return publish
 
 
 @pytest.fixture
-def finish_run(tmp_path):
+def finish_run(tmp_path, come_to):
     """Make a finished run on the volume `tmp_path`, judged as told, with an artifact without a model."""
     from finetuner.artifact import Manifest, pack
     from finetuner.config import RunConfig
     from finetuner.run_store import RunStore
-    from finetuner.runs import Status
+    from finetuner.states import Status
 
     def finish(name, *outcomes, experiment="default"):
         config = RunConfig(model="tiny", run_name=name, experiment_name=experiment)
@@ -193,7 +209,7 @@ def finish_run(tmp_path):
         )
         with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
             pack(Path(folder), run.artifact_path, manifest=manifest)
-        run.set_state(Status.FINISHED, "Run finished")
+        come_to(run, Status.FINISHED, "Run finished")
         return run
 
     return finish

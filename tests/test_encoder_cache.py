@@ -14,7 +14,7 @@ from finetuner.config import RunConfig
 from finetuner.encoder_cache import EncoderCache
 from finetuner.errors import ArtifactNotFound, ConfigError, CorruptedArtifact, RunInProgressError
 from finetuner.run_store import RunStore
-from finetuner.runs import Status
+from finetuner.states import Status
 
 
 @pytest.fixture
@@ -174,11 +174,11 @@ def test_a_run_in_work_has_no_artifact(tmp_path):
         EncoderCache(tmp_path).get("a")
 
 
-def test_what_can_be_served(volume, tmp_path):
+def test_what_can_be_served(volume, tmp_path, come_to):
     runs = [volume("a"), volume("b")]
     RunStore(tmp_path).create(RunConfig(model="tiny", run_name="unfinished"), {})
     other = RunConfig(model="tiny", run_name="x", experiment_name="other")
-    RunStore(tmp_path).create(other, {}).set_state(Status.FINISHED, "")
+    come_to(RunStore(tmp_path).create(other, {}), Status.FINISHED)
     cache = EncoderCache(tmp_path)
     served = cache.get("b")
     first, second, third = cache.list()

@@ -17,7 +17,7 @@ from finetuner.data import from_rows, prepare_training
 from finetuner.encoder import torch_encoder
 from finetuner.evaluation import EvaluationSet, evaluate
 from finetuner.models import load_model
-from finetuner.runs import Status
+from finetuner.states import Status
 from finetuner.submission import submit
 from finetuner.training_set import create_set, split_data
 

@@ -5,7 +5,7 @@ from finetuner.data import from_rows
 from finetuner.errors import ConfigError, RunPreparingError
 from finetuner.run_api import RunAPI
 from finetuner.run_store import RunStore
-from finetuner.runs import Status
+from finetuner.states import Actor, Status
 from finetuner.supervisor import Supervisor
 
 NAME = {"run_name": "one"}
@@ -23,13 +23,13 @@ def api(tmp_path):
 
 
 def test_log_goes_on_behind_a_half_written_character(api, run):
-    run.set_state(Status.STARTED, "")
+    claim = run.claim()
     log = run.folder / "log.txt"
     log.write_bytes("a✨".encode()[:-1])
     first = api.logs(NAME)
     assert first == {"text": "a", "offset": 1, "ended": False}
     log.write_bytes("a✨b".encode())
-    run.set_state(Status.FINISHED, "")
+    run.step(claim, Status.FINISHED, "", actor=Actor.WORKER)
     assert api.logs({**NAME, "offset": first["offset"]}) == {
         "text": "✨b",
         "offset": 5,

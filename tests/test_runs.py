@@ -1,7 +1,7 @@
 import dataclasses
-import subprocess
-import sys
-import time
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -11,14 +11,20 @@ from finetuner.errors import (
     ArtifactNotFound,
     ConfigError,
     ExperimentNotFoundError,
+    ImpossibleStepError,
+    RunCancelledError,
+    RunChangedError,
     RunExistsError,
     RunFailedError,
     RunInProgressError,
     RunNotFoundError,
     RunPreparingError,
 )
+from finetuner.heartbeat import Heartbeat
+from finetuner.holder import Life, life_of
 from finetuner.run_store import RunStore
-from finetuner.runs import State, Status, append_metrics, read_metrics
+from finetuner.runs import append_metrics, read_metrics
+from finetuner.states import Actor, Status
 
 CONFIG = RunConfig(model="tiny", run_name="one", epochs=2, learning_rate=0.01)
 DATA = {"train.jsonl": from_rows([["a", 1], ["b", 1]])}
@@ -82,18 +88,20 @@ def test_unknown_run_and_experiment(store):
     [
         (Status.CREATED, RunInProgressError),
         (Status.STARTED, RunInProgressError),
+        (Status.INTERRUPTED, RunInProgressError),
         (Status.FAILED, RunFailedError),
+        (Status.CANCELLED, RunCancelledError),
     ],
 )
-def test_no_artifact_before_the_end(store, run, status, error):
-    run.set_state(status, "")
+def test_no_artifact_before_the_end(store, run, come_to, status, error):
+    come_to(run, status)
     for call in (run.metrics, run.examples, lambda: store.find_artifact("one")):
         with pytest.raises(error, match="The run"):
             call()
 
 
-def test_artifact_is_found_by_name_path_and_id(store, run):
-    run.set_state(Status.FINISHED, "")
+def test_artifact_is_found_by_name_path_and_id(store, run, come_to):
+    come_to(run, Status.FINISHED)
     for name in ("one", "default/one", run.spec()["artifact_id"]):
         assert store.find_artifact(name) == run.artifact_path
 
@@ -101,7 +109,7 @@ def test_artifact_is_found_by_name_path_and_id(store, run):
 def test_logs_need_a_start(run):
     with pytest.raises(RunPreparingError, match="logs will be ready to pull when `status` is"):
         run.read_log()
-    run.set_state(Status.STARTED, "")
+    run.claim()
     assert run.read_log() == ("", 0)
     (run.folder / "log.txt").write_text("Done ✨\nmore\n", encoding="utf-8")
     assert run.read_log() == ("Done ✨\nmore\n", 14)  # ✨ is 3 bytes
@@ -111,7 +119,7 @@ def test_logs_need_a_start(run):
 
 
 def test_log_is_read_by_whole_characters_however_it_is_written(run):
-    run.set_state(Status.STARTED, "")
+    run.claim()
     log = "é ✨\n🚀 done\n"
     content = log.encode()
     read, offset = "", 0
@@ -125,7 +133,7 @@ def test_log_is_read_by_whole_characters_however_it_is_written(run):
 
 
 def test_bytes_that_are_no_text_do_not_shift_the_offset(run):
-    run.set_state(Status.STARTED, "")
+    run.claim()
     (run.folder / "log.txt").write_bytes(b"a\xff\xe2\x9cb")
     assert run.read_log() == ("a\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}b", 5)
 
@@ -133,17 +141,68 @@ def test_bytes_that_are_no_text_do_not_shift_the_offset(run):
 def test_a_deleted_run_is_not_found(store, run):
     store.delete(run)
     calls = (run.state, run.spec, run.record, run.read_log, run.metrics)
-    for call in (*calls, lambda: run.locked().__enter__()):
+    for call in (*calls, run.claim):
         with pytest.raises(RunNotFoundError, match="no run `one` in experiment `default`"):
             call()
-    assert not run.is_alive()
-    assert not run.signal_worker(0)
 
 
-def test_state_counts_what_it_is_told(run):
-    run.set_state(Status.STARTED, "a", n_starts=2)
-    run.set_state(Status.CREATED, "b", n_interruptions=1)
-    assert run.state() == State(Status.CREATED, "b", n_starts=2, n_interruptions=1)
+def test_a_step_keeps_the_counts_that_it_is_not_told(run):
+    claim = run.claim()
+    state = run.step(claim, Status.INTERRUPTED, "b", actor=Actor.SERVICE, n_interruptions=1)
+    found = run.state()
+    assert found == state
+    assert (found.n_starts, found.n_interruptions, found.holder) == (1, 1, "")
+    assert run.claim().n_starts == 2
+    assert [s.status for s in run.history()] == ["CREATED", "STARTED", "INTERRUPTED", "STARTED"]
+
+
+def test_of_two_steps_from_one_state_one_is_refused(run):
+    before = run.state()
+    claim = run.claim()
+    with pytest.raises(RunChangedError, match="run `one` is no longer CREATED; look at it again"):
+        run.step(before, Status.CANCELLED, "", actor=Actor.SERVICE)
+    run.step(claim, Status.INTERRUPTED, "taken for dead", actor=Actor.SERVICE)
+    with pytest.raises(RunChangedError, match="no longer STARTED"):
+        run.step(claim, Status.FINISHED, "", actor=Actor.WORKER)
+    assert run.state().details == "taken for dead"
+
+
+def test_a_run_is_claimed_once(run):
+    run.claim()
+    with pytest.raises(ImpossibleStepError, match="is STARTED cannot become STARTED by its worker"):
+        run.claim()
+
+
+def test_of_many_that_claim_at_once_one_gets_it(run):
+    with ThreadPoolExecutor(16) as pool:
+        claims = [pool.submit(run.claim) for _ in range(16)]
+    errors = [claim.exception() for claim in claims]
+    assert sum(error is None for error in errors) == 1
+    lost = (RunChangedError, ImpossibleStepError)
+    assert all(error is None or isinstance(error, lost) for error in errors)
+    assert len(run.history()) == 2
+
+
+def test_what_a_worker_says_is_shown_while_its_claim_holds(run):
+    claim = run.claim()
+    with Heartbeat(run.folder / "heartbeat.json", claim.number, look=lambda: None) as heartbeat:
+        heartbeat.say("Epoch 1/5")
+        assert run.state().details == "Epoch 1/5"
+    run.step(claim, Status.INTERRUPTED, "gone", actor=Actor.SERVICE)
+    assert run.state().details == "gone"
+    run.claim()
+    assert run.state().details == "Loading the model"
+
+
+def test_a_run_of_version_0_1_0_goes_on(store, run):
+    shutil.rmtree(run.folder / "states")
+    old = {"status": "STARTED", "details": "at work", "n_starts": 2, "n_interruptions": 1}
+    (run.folder / "state.json").write_text(json.dumps(old))
+    state = run.state()
+    assert (state.status, state.n_starts, state.n_interruptions) == (Status.STARTED, 2, 1)
+    assert life_of(state.holder) is Life.DEAD
+    run.step(state, Status.INTERRUPTED, "", actor=Actor.SERVICE)
+    assert run.claim().n_starts == 3
 
 
 def test_metrics_before_after_and_by_epoch(run):
@@ -160,30 +219,6 @@ def test_metrics_before_after_and_by_epoch(run):
     assert found["before"] == {"hit_at_k": 0.5}
     assert found["after"] == {"hit_at_k": 0.75}
     assert [line["epoch"] for line in found["epochs"]] == [0, 1]
-
-
-def test_lock_lives_as_long_as_its_process(run):
-    code = (
-        "import sys, pathlib, time\n"
-        "from finetuner.runs import Run\n"
-        "with Run(pathlib.Path(sys.argv[1])).locked():\n"
-        "    print('held', flush=True); time.sleep(60)\n"
-    )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code, str(run.folder)], stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout.readline() == "held\n"
-    assert run.is_alive()
-    with pytest.raises(RunInProgressError, match="has a worker already"), run.locked():
-        pass
-    holder.kill()
-    holder.wait()
-    holder.stdout.close()
-    deadline = time.monotonic() + 5
-    while run.is_alive():
-        assert time.monotonic() < deadline
-    with run.locked():
-        assert run.is_alive()
 
 
 def test_delete_removes_the_folder(store, run):

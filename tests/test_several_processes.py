@@ -11,7 +11,8 @@ import torch
 
 from finetuner.artifact import unpacked
 from finetuner.models import load_model
-from finetuner.runs import Run, Status
+from finetuner.runs import Run
+from finetuner.states import Status
 from finetuner.submission import submit
 
 pytestmark = pytest.mark.slow

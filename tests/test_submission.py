@@ -15,7 +15,7 @@ from finetuner.errors import (
 from finetuner.models import ModelOptions, load_model, save_model
 from finetuner.pairs import read_data
 from finetuner.run_store import RunStore
-from finetuner.runs import Status
+from finetuner.states import Actor, Status
 from finetuner.submission import submit
 
 ROWS = [["a", 1], ["b", "1"], ["c", 2.0], {"text": "d", "label": 2}]
@@ -374,27 +374,28 @@ def _finished(workspace, folder, **options):
     saved.mkdir()
     save_model(loaded, saved)
     pack(saved, run.artifact_path, manifest=manifest)
-    run.set_state(Status.FINISHED, "Run finished")
+    run.step(run.claim(), Status.FINISHED, "Run finished", actor=Actor.WORKER)
     return run
 
 
-def test_an_artifact_to_go_on_from_must_be_there(workspace):
+def test_an_artifact_to_go_on_from_must_be_there(workspace, come_to):
     with pytest.raises(ArtifactNotFound, match="no run and no artifact `earlier`"):
         submit(request(model_artifact="earlier"), workspace)
     run = submit(request(run_name="earlier"), workspace)
     for name in ("earlier", run.spec()["artifact_id"]):
         with pytest.raises(RunInProgressError, match="needs to be finished"):
             submit(request(model_artifact=name), workspace)
-    run.set_state(Status.FAILED, "x")
+    come_to(run, Status.FAILED, "x")
     with pytest.raises(RunFailedError, match="The run failed"):
         submit(request(model_artifact="earlier"), workspace)
-    run.set_state(Status.FINISHED, "Run finished")
+    run = submit(request(run_name="second"), workspace)
+    come_to(run, Status.FINISHED)
     with pytest.raises(ArtifactNotFound, match="there is no artifact"):
-        submit(request(model_artifact="earlier"), workspace)
+        submit(request(model_artifact="second"), workspace)
     run.artifact_path.write_bytes(b"no zip")
     with pytest.raises(CorruptedArtifact, match="has no readable manifest.json"):
-        submit(request(model_artifact="earlier"), workspace)
-    assert RunStore(workspace).list() == [run]
+        submit(request(model_artifact="second"), workspace)
+    assert len(RunStore(workspace).list()) == 2
 
 
 def test_the_length_of_an_artifacts_vectors_counts(workspace, tiny_model_folder):

@@ -10,7 +10,7 @@ from finetuner.errors import (
     RunInProgressError,
 )
 from finetuner.run_store import RunStore
-from finetuner.runs import Status
+from finetuner.states import Status
 from finetuner.targets import Promotion, Targets
 
 IMPROVED, UNCHANGED, REGRESSED = "improved", "unchanged", "REGRESSED"
@@ -69,9 +69,9 @@ def test_run_is_named_in_three_forms(targets, finish_run):
         (Status.FAILED, RunFailedError),
     ],
 )
-def test_run_that_is_not_finished_is_not_taken(targets, tmp_path, status, error, require):
+def test_run_that_is_not_finished_is_not_taken(targets, tmp_path, come_to, status, error, require):
     run = RunStore(tmp_path).create(RunConfig(model="tiny", run_name="one"), {})
-    run.set_state(status, "")
+    come_to(run, status)
     with pytest.raises(error, match="alias `prod` needs a finished run, not `one`: The run "):
         resolve(targets, require=require)
 

@@ -16,10 +16,12 @@ import pytest
 
 from finetuner import files, worker
 from finetuner.artifact import unpacked
+from finetuner.exits import Exit
 from finetuner.job import Job
 from finetuner.publishing import Publisher
 from finetuner.run_evaluation import RunEvaluations
-from finetuner.runs import EXIT_STOPPED, STOPPED, Run, Status
+from finetuner.runs import STOPPED, Run
+from finetuner.states import Actor, Status
 from finetuner.submission import submit
 from finetuner.trainer import Trainer
 
@@ -107,6 +109,11 @@ def _wait(process, condition, run):
     return True
 
 
+def _interrupt(run):
+    """Do what a service does when it finds the worker dead."""
+    run.step(run.state(), Status.INTERRUPTED, "killed", actor=Actor.SERVICE)
+
+
 def _n_steps(run):
     path = run.folder / "steps.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
@@ -178,6 +185,7 @@ def test_killed_at_random_moments_it_ends_the_same(submitted, finished):
         assert aimed
         n_kills += 1
         assert run.state().status is Status.STARTED
+        _interrupt(run)
     assert n_kills >= 4
     assert _Forked(run).wait(_TIMEOUT_S) == 0
     assert run.state().status is Status.FINISHED
@@ -205,6 +213,7 @@ def test_killed_in_its_last_stages_it_ends_the_same(submitted, finished):
         n_hit += process.wait() != 0
         if run.state().status is Status.FINISHED:
             break
+        _interrupt(run)
     assert n_hit >= 2
     if run.state().status is not Status.FINISHED:
         assert _Forked(run).wait(_TIMEOUT_S) == 0
@@ -221,8 +230,8 @@ def test_stopped_it_saves_that_very_step_and_goes_on(submitted, finished):
         process = _start(run)
         assert _wait(process, lambda n=n_steps: _n_steps(run) >= n, run)
         process.terminate()
-        assert process.wait(_TIMEOUT_S) == EXIT_STOPPED
-        assert run.state().answer() == {"status": "CREATED", "details": STOPPED}
+        assert process.wait(_TIMEOUT_S) == Exit.STOPPED
+        assert run.state().answer() == {"status": "INTERRUPTED", "details": STOPPED}
         newest = max((run.folder / "checkpoints").glob("*.pt")).stem
         assert int(newest.removeprefix("step-")) == _n_steps(run)
     assert _start(run).wait(_TIMEOUT_S) == 0
@@ -239,8 +248,8 @@ def test_stopped_while_it_publishes_it_publishes_again(submitted):
     process = _Forked(run)
     assert _wait(process, lambda: run.state().details == "Exporting to ONNX", run)
     process.terminate()
-    assert process.wait(_TIMEOUT_S) == EXIT_STOPPED
-    assert run.state().answer() == {"status": "CREATED", "details": STOPPED}
+    assert process.wait(_TIMEOUT_S) == Exit.STOPPED
+    assert run.state().answer() == {"status": "INTERRUPTED", "details": STOPPED}
     assert not run.artifact_path.exists()
     n_steps = _n_steps(run)
     assert _Forked(run).wait(_TIMEOUT_S) == 0
@@ -318,8 +327,8 @@ def test_stopped_at_one_place(submitted, work, monkeypatch, when, owner, name, n
     run = submitted(**_SHORT)
     with monkeypatch.context() as patch:
         when(patch, owner, name)
-        assert work(run) == EXIT_STOPPED
-    assert run.state().answer() == {"status": "CREATED", "details": STOPPED}
+        assert work(run) == Exit.STOPPED
+    assert run.state().answer() == {"status": "INTERRUPTED", "details": STOPPED}
     assert n_steps is None or _n_steps(run) == n_steps
     assert work(run) == 0
     assert run.state().status is Status.FINISHED
@@ -338,14 +347,14 @@ def test_a_signal_beside_the_last_state_comes_too_late(submitted, work, monkeypa
     run = submitted(epochs=0, callbacks=[])
     if fails:
         shutil.rmtree(run.folder / "data")
-    set_state = Run.set_state
+    step = Run.step
 
-    def with_signal(self, status, details, **counts):
+    def with_signal(self, before, status, details, **changes):
         if status is not Status.STARTED:
             _terminate_self()
-        set_state(self, status, details, **counts)
+        return step(self, before, status, details, **changes)
 
-    monkeypatch.setattr(Run, "set_state", with_signal)
+    monkeypatch.setattr(Run, "step", with_signal)
     assert work(run) == code
     assert run.state().status is (Status.FAILED if fails else Status.FINISHED)
 
@@ -358,17 +367,18 @@ def test_killed_between_artifact_and_state_it_does_not_train_again(submitted, wo
     class Killed(BaseException):
         pass
 
-    def killed(self, status, details, **counts):
+    def killed(self, before, status, details, **changes):
         if status is Status.FINISHED:
             raise Killed
-        set_state(self, status, details, **counts)
+        return step(self, before, status, details, **changes)
 
-    set_state = Run.set_state
+    step = Run.step
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "set_state", killed)
+        patch.setattr(Run, "step", killed)
         with pytest.raises(Killed):
             work(run)
     assert run.artifact_path.exists()
+    _interrupt(run)
     monkeypatch.setattr(Trainer, "_run_batch", None)
     assert work(run) == 0
     assert run.state().status is Status.FINISHED

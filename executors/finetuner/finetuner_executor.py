@@ -42,7 +42,11 @@ class FinetunerExecutor(Executor):
 
     :param workspace_dir: The volume shared with the gateway and the encoders; when None,
         ``FINETUNER_WORKSPACE``, else the user's data folder.
-    :param max_parallel_runs: Runs that train at once; others wait.
+    :param max_parallel_runs: Runs that train at once on this machine; others wait.
+    :param max_interruptions: A run whose worker is gone so often is given up.
+    :param hang_timeout_s: A worker that gets on with nothing for so long is ended, and its run goes on.
+    :param worker: The module that works on a run, ``python -m WORKER RUN_DIR``; see
+        :func:`finetuner.worker.main`.
     :param allow_cpu_fallback: Whether a run that asks for a GPU may train on the CPU, with a warning,
         where there is none; else it is refused.
     """
@@ -51,13 +55,22 @@ class FinetunerExecutor(Executor):
         self,
         workspace_dir: str | None = None,
         max_parallel_runs: int = 1,
+        max_interruptions: int = 5,
+        hang_timeout_s: float = 3600.0,
+        worker: str = "finetuner.worker",
         allow_cpu_fallback: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         unknown_arguments(self, kwargs)
         workspace = resolve_workspace(workspace_dir)
-        self._supervisor = Supervisor(workspace, max_parallel_runs=max_parallel_runs)
+        self._supervisor = Supervisor(
+            workspace,
+            max_parallel_runs=max_parallel_runs,
+            max_interruptions=max_interruptions,
+            hang_timeout_s=hang_timeout_s,
+            worker=worker,
+        )
         self._api = RunAPI(workspace, self._supervisor, allow_cpu_fallback=allow_cpu_fallback)
         self._supervisor.start()
 
@@ -86,6 +99,7 @@ class FinetunerExecutor(Executor):
     runs = _endpoint("/runs", RunAPI.runs)
     run = _endpoint("/run", RunAPI.run)
     status = _endpoint("/status", RunAPI.status)
+    cancel = _endpoint("/cancel", RunAPI.cancel)
     logs = _endpoint("/logs", RunAPI.logs)
     metrics = _endpoint("/metrics", RunAPI.metrics)
     examples = _endpoint("/examples", RunAPI.examples)
@@ -96,6 +110,6 @@ class FinetunerExecutor(Executor):
     delete_experiment = _endpoint("/experiment/delete", RunAPI.delete_experiment)
 
     def close(self) -> None:
-        """End the workers; their runs start again with the next service."""
+        """End the workers; their runs go on with the next service."""
         self._supervisor.close()
         super().close()

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from finetuner.holder import Life, life_of, send_signal
 from finetuner.run_store import RunStore
-from finetuner.runs import Status
+from finetuner.states import Status
 
 pytestmark = pytest.mark.slow
 
@@ -88,8 +89,8 @@ def test_run_that_was_stopped_starts_again_with_the_service(workspace, start_ser
 
     stop(server)
     assert long.state().answer() == {
-        "status": "CREATED",
-        "details": "Stopped with the service; it starts again with it",
+        "status": "INTERRUPTED",
+        "details": "Stopped with the service; it goes on with it",
     }
 
     server = start_server(workspace)
@@ -104,7 +105,7 @@ def test_killed_worker_goes_on_from_its_checkpoint(workspace, start_server):
     server = start_server(workspace)
     run = fit(server, "r", checkpoint_interval_s=0)
     wait_until(lambda: is_at_work(run) and run.has_checkpoint())
-    assert run.signal_worker(signal.SIGKILL)
+    assert send_signal(run.state().holder, signal.SIGKILL)
     wait_until(lambda: is_at_work(run, n_starts=2))
 
     assert run.state().n_interruptions == 1
@@ -113,16 +114,20 @@ def test_killed_worker_goes_on_from_its_checkpoint(workspace, start_server):
     stop(server)
 
 
-def test_killed_worker_fails_its_run_with_the_cause(workspace, start_server):
+def test_a_run_whose_worker_is_killed_again_and_again_is_given_up(workspace, start_server):
     server = start_server(workspace)
     run = fit(server, "long")
-    wait_until(lambda: is_at_work(run))
-    assert run.signal_worker(signal.SIGKILL)
+    for n_starts in range(1, 6):
+        wait_until(lambda n=n_starts: is_at_work(run, n_starts=n))
+        assert send_signal(run.state().holder, signal.SIGKILL)
     wait_until(lambda: run.state().status is Status.FAILED)
 
-    assert (
-        run.state().details == "The worker was ended by SIGKILL (out of memory, or killed by hand)"
+    assert run.state().details == (
+        "The worker was ended by SIGKILL (by hand, or out of memory); interrupted 5 times, "
+        "the run is given up"
     )
+    causes = [state.details for state in run.history() if state.status is Status.INTERRUPTED]
+    assert causes[0].endswith("(by hand, or out of memory); it starts again")
     stop(server)
 
 
@@ -131,7 +136,7 @@ def test_run_of_a_killed_service_starts_again(workspace, start_server):
     run = fit(server, "r")
     wait_until(lambda: is_at_work(run))
     server.kill_group()
-    wait_until(lambda: not run.is_alive())
+    wait_until(lambda: life_of(run.state().holder) is Life.DEAD)
     assert run.state().status is Status.STARTED  # nobody was left to say otherwise
 
     server = start_server(workspace)
@@ -146,7 +151,7 @@ def test_worker_that_a_killed_service_left_ends_with_its_run(workspace, start_se
     server = start_server(workspace)
     run = fit(server, "r")
     wait_until(lambda: is_at_work(run))
-    worker = (run.folder / "lock").read_text().split()[0]
+    worker = run.state().holder.split()[-2]
     for pid in group_members(server.process.pid):
         if pid != worker:
             os.kill(int(pid), signal.SIGKILL)
