@@ -23,7 +23,9 @@ from finetuner.errors import (
     RunNotFoundError,
 )
 from finetuner.files import sync_folder, write_json
+from finetuner.identity import data_digests
 from finetuner.names import check_name
+from finetuner.run_keys import RunKeys
 from finetuner.runs import SUBMITTED, Run, State, Status
 
 
@@ -57,6 +59,7 @@ class RunStore:
                 "created_at": datetime.now(UTC).isoformat(timespec="microseconds"),
                 "description": config.description,
                 "config": asdict(config),
+                "data_digest": data_digests(data),
             }
             write_json(new / "spec.json", spec)
             write_json(new / "state.json", asdict(State(Status.CREATED, SUBMITTED)))
@@ -101,6 +104,9 @@ class RunStore:
 
     def delete(self, run: Run) -> None:
         """Remove a run's folder; its worker must have ended."""
+        # Its key first: a request that comes in between shall not be given a run that is going.
+        if (key := run.spec()["config"].get("idempotency_key")) is not None:
+            RunKeys(run.folder.parent).forget(key, run.name)
         with tempfile.TemporaryDirectory(dir=self._root, prefix=".deleted-") as temporary:
             # First out of sight at once, then file by file.
             run.folder.rename(Path(temporary) / run.name)

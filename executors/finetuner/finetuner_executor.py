@@ -10,6 +10,7 @@ from jina import Executor, requests
 from finetuner.config import workspace_dir as resolve_workspace
 from finetuner.errors import MalformedRequestError
 from finetuner.run_api import RunAPI
+from finetuner.space import quota_of
 from finetuner.supervisor import Supervisor
 from finetuner.wire import (
     JSON,
@@ -45,6 +46,8 @@ class FinetunerExecutor(Executor):
     :param max_parallel_runs: Runs that train at once; others wait.
     :param allow_cpu_fallback: Whether a run that asks for a GPU may train on the CPU, with a warning,
         where there is none; else it is refused.
+    :param quota_bytes: What may lie on the volume in all; what would go beyond is refused. When None,
+        ``FINETUNER_QUOTA_BYTES``, which the gateway reads too, for uploads; else what the disk holds.
     """
 
     def __init__(
@@ -52,13 +55,19 @@ class FinetunerExecutor(Executor):
         workspace_dir: str | None = None,
         max_parallel_runs: int = 1,
         allow_cpu_fallback: bool = True,
+        quota_bytes: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         unknown_arguments(self, kwargs)
         workspace = resolve_workspace(workspace_dir)
         self._supervisor = Supervisor(workspace, max_parallel_runs=max_parallel_runs)
-        self._api = RunAPI(workspace, self._supervisor, allow_cpu_fallback=allow_cpu_fallback)
+        self._api = RunAPI(
+            workspace,
+            self._supervisor,
+            allow_cpu_fallback=allow_cpu_fallback,
+            quota_bytes=quota_of(quota_bytes),
+        )
         self._supervisor.start()
 
     @requests(on="/fit")
