@@ -61,13 +61,12 @@ def quota_of(quota_bytes: int | None = None) -> int | None:
 
 def size_bytes_of(path: Path | str) -> int:
     """Return the bytes of a file, or of all files in a folder; links count as themselves."""
-    try:
+    with suppress(FileNotFoundError):  # removed while we count
+        if not os.path.isdir(path) or os.path.islink(path):
+            return os.lstat(path).st_size
         with os.scandir(path) as entries:
-            return sum(_entry_bytes(entry) for entry in entries)
-    except NotADirectoryError:
-        return os.lstat(path).st_size
-    except FileNotFoundError:  # removed while we count
-        return 0
+            return sum(map(_entry_bytes, entries))
+    return 0
 
 
 def _entry_bytes(entry: os.DirEntry[str]) -> int:

@@ -36,8 +36,10 @@ def test_fit_through_jinas_own_gateway(open_flow, tmp_path, tiny_model_folder):
                 break
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        with pytest.raises(BadServer, match="already has a run `r`"):
-            flow.post("/fit", documents, parameters=parameters)
+        again = orjson.loads(flow.post("/fit", documents, parameters=parameters)[0].text)
+        assert (again["artifact_id"], again["is_new"]) == (run["artifact_id"], False)
+        with pytest.raises(BadServer, match="(?s)already has a run `r`.*epochs: 1 → 2"):
+            flow.post("/fit", documents, parameters={**parameters, "epochs": 2})
     assert state == {"status": "FINISHED", "details": "Run finished"}
     assert (tmp_path / "runs" / "default" / "r" / "r.zip").is_file()
 
