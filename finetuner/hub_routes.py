@@ -24,7 +24,7 @@ from finetuner.errors import (
     TooLargeError,
 )
 from finetuner.http_messages import query
-from finetuner.space import Space
+from finetuner.space import Space, full_disk_named
 
 MAX_UPLOAD_BYTES = 4 * 2**30  # docarray's own limit
 _MAX_FIELD_BYTES = 2**24
@@ -84,7 +84,8 @@ def _add_writing(app: FastAPI, store: DataStore, space: Space) -> None:
                 raise ConfigError("an upload needs the fields file and name")
             purpose = f"the upload `{name[:80]}`"
             await asyncio.to_thread(space.require, _STORED_SHARE * (file.size or 0), purpose)
-            entry = await asyncio.to_thread(store.put, name, file.file)
+            with full_disk_named(purpose):
+                entry = await asyncio.to_thread(store.put, name, file.file)
         except FinetunerError as error:
             return _hub_error(error)
         return JSONResponse({"data": {"_id": entry.name, **asdict(entry)}})

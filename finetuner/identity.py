@@ -30,8 +30,9 @@ def data_digest(rows: Iterable[Mapping[str, Any]]) -> str:
     """
     digest = hashlib.sha256()
     for row in rows:
-        told = {name: value for name, value in row.items() if name != "id"}
-        digest.update(orjson.dumps(told, option=orjson.OPT_APPEND_NEWLINE))
+        if "id" in row:
+            row = {name: value for name, value in row.items() if name != "id"}
+        digest.update(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
     return digest.hexdigest()
 
 

@@ -6,13 +6,14 @@ not counted, so a run is checked when it is submitted and again before it starts
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import shutil
 import time
 import zipfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,7 @@ _VARIANT_SHARES = {OnnxVariant.INT8: 0.3, OnnxVariant.WEIGHT_INT8: 0.7}
 # Tokenizer, logs, metrics.
 _SMALL_FILES_BYTES = 16 * 2**20
 _RECOUNT_S = 30.0
+_ADVICE = "`finetuner gc` on the server shows what can be removed there, `finetuner.delete_run` deletes a run"
 
 
 def quota_of(quota_bytes: int | None = None) -> int | None:
@@ -99,11 +101,8 @@ class Space:
         """
         for left, where in (self._free(), self._left_of_quota(n_bytes)):
             if n_bytes > left:
-                raise InsufficientSpaceError(
-                    f"{purpose} needs about {decimal(n_bytes)}, and {decimal(max(0, left))} {where}; "
-                    "`finetuner gc` on the server shows what can be removed there, "
-                    "`finetuner.delete_run` deletes a run"
-                )
+                shown = f"{decimal(n_bytes)}, and {decimal(max(0, left))} {where}"
+                raise InsufficientSpaceError(f"{purpose} needs about {shown}: {_ADVICE}")
 
     def _free(self) -> tuple[int, str]:
         there = next(p for p in (self.workspace, *self.workspace.parents) if p.exists())
@@ -190,6 +189,23 @@ def check_space(
         max(0, found.total_bytes - present_bytes),
         f"run `{config.run_name}`{assumed if found.is_assumed else ''}",
     )
+
+
+@contextmanager
+def full_disk_named(purpose: str) -> Iterator[None]:
+    """Say what it means when a disk fills up while something is written.
+
+    :param purpose: What is written; begins the message.
+    :raises InsufficientSpaceError: In place of the system's error.
+    """
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InsufficientSpaceError(
+            f"{purpose} does not fit on the volume, which is full: {_ADVICE}"
+        ) from exc
 
 
 def rows_bytes(data: Mapping[str, HasRows]) -> int:

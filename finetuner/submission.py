@@ -31,7 +31,7 @@ from finetuner.resubmission import Submitted, create_once
 from finetuner.run_store import RunStore
 from finetuner.runs import TRAIN_FILE, VALIDATION_FILE, Run, evaluation_file
 from finetuner.schema import read
-from finetuner.space import Space, check_space, rows_bytes
+from finetuner.space import Space, check_space, full_disk_named, rows_bytes
 from finetuner.training import check_training
 from finetuner.training_set import prepare, split
 
@@ -79,13 +79,14 @@ def submit_once(
         prepare(config.loss, data[VALIDATION_FILE])
     for number, callback in enumerate(config.callbacks_of(EvaluationCallback)):
         data |= _evaluation_data(number, callback, store)
-    return create_once(
-        RunStore(workspace),
-        _without_data(config),
-        data,
-        is_named=bool(request.get("run_name")),
-        check_space=lambda: check_space(config, space, data_bytes=rows_bytes(data)),
-    )
+    with full_disk_named(f"run `{config.run_name}`"):
+        return create_once(
+            RunStore(workspace),
+            _without_data(config),
+            data,
+            is_named=bool(request.get("run_name")),
+            check_space=lambda: check_space(config, space, data_bytes=rows_bytes(data)),
+        )
 
 
 def _check_adapters(config: RunConfig) -> None:

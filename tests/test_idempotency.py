@@ -1,5 +1,7 @@
 """The same request twice makes one run; another of its name or key is refused with the difference."""
 
+import subprocess
+import sys
 import threading
 
 import orjson
@@ -19,6 +21,19 @@ from finetuner.submission import submit_once
 DATA = {"train.jsonl": from_rows([["a", 1], ["b", 1]])}
 OTHER_DATA = {"train.jsonl": from_rows([["a", 1], ["c", 1]])}
 QUERIES = {"name": "EvaluationCallback", "options": {"query_data": "q.da"}}
+
+
+CRASHER = """
+import os, pathlib, sys
+from finetuner.config import RunConfig
+from finetuner.resubmission import create_once
+from finetuner.run_store import RunStore
+pathlib.Path.rename = lambda *_: os._exit(9)
+config = RunConfig(model="tiny", idempotency_key="k")
+create_once(
+    RunStore(pathlib.Path(sys.argv[1])), config, {}, is_named=False, check_space=lambda: None
+)
+"""
 
 
 @pytest.fixture
@@ -161,6 +176,15 @@ def test_who_dies_before_the_run_is_there_leaves_its_name_to_the_next(make, stor
 
     assert make(idempotency_key="k").run.name == name
     assert make(idempotency_key="k", run_name=name).run.name == name
+
+
+@pytest.mark.slow
+def test_a_process_killed_between_key_and_run_leaves_the_key_to_the_next(make, store, tmp_path):
+    assert subprocess.run([sys.executable, "-c", CRASHER, str(tmp_path)]).returncode == 9
+    assert store.list() == []
+    name = RunKeys(tmp_path / "runs" / "default").find("k")
+    first, again = make({}, idempotency_key="k"), make({}, idempotency_key="k")
+    assert (first.is_new, again.is_new, first.run.name) == (True, False, name)
 
 
 def test_a_name_left_by_a_request_that_died_does_not_bind_one_that_has_its_own(make, store):

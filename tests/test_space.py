@@ -1,6 +1,7 @@
 """Room on the volume: what is there, what a run needs, and the refusal when that is more."""
 
 import dataclasses
+import errno
 import io
 import shutil
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from finetuner.space import (
     Space,
     check_space,
     footprint,
+    full_disk_named,
     quota_of,
     rows_bytes,
     size_bytes_of,
@@ -70,7 +72,7 @@ def test_a_short_disk_is_refused_with_both_figures_and_what_to_do(tmp_path, free
     free_bytes(3_500 * MB)
     with pytest.raises(
         InsufficientSpaceError,
-        match=r"^run `r` needs about 5\.0 GB, and 3\.5 GB are free on the volume; `finetuner gc` on",
+        match=r"^run `r` needs about 5\.0 GB, and 3\.5 GB are free on the volume: `finetuner gc` on",
     ):
         Space(tmp_path / "not" / "yet" / "there").require(5_000 * MB, "run `r`")
 
@@ -250,6 +252,26 @@ def test_a_request_for_which_there_is_no_room_makes_nothing(model, tmp_path, fre
     assert submit(body, tmp_path).name == "one"
     free_bytes(0)
     assert not submit_once(body, Space(tmp_path)).is_new  # nothing is written for it
+
+
+def test_a_disk_that_fills_up_while_a_run_is_made_is_named_and_leaves_nothing(
+    model, tmp_path, monkeypatch
+):
+    def fill(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("finetuner.run_store.write_jsonl", fill)
+    body = {"model": "tiny", "train_data": ROWS, "run_name": "one", "device": "cpu"}
+    with pytest.raises(
+        InsufficientSpaceError, match="run `one` does not fit on the volume, which is full: `fine"
+    ):
+        submit(body, tmp_path)
+    assert [path.name for path in (tmp_path / "runs").rglob("*")] == ["default"]
+
+
+def test_other_errors_of_a_disk_stay_as_they_are():
+    with pytest.raises(PermissionError, match="no"), full_disk_named("this"):
+        raise PermissionError(errno.EACCES, "no")
 
 
 @pytest.fixture

@@ -49,6 +49,12 @@ def test_unknown_argument_is_named():
         Executor.load_config(MANIFEST, uses_with={"workers": 2})
 
 
+def test_a_quota_that_is_no_number_of_bytes_is_refused(tmp_path):
+    settings = {"workspace_dir": str(tmp_path), "quota_bytes": "10GB"}
+    with pytest.raises(ConfigError, match="quota_bytes .* at least 1, got `10GB`"):
+        Executor.load_config(MANIFEST, uses_with=settings)
+
+
 def test_endpoints_are_the_methods_of_their_names(tmp_path):
     executor = Executor.load_config(MANIFEST, uses_with={"workspace_dir": str(tmp_path)})
     try:
