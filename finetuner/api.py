@@ -105,8 +105,13 @@ def fit(
     n_processes: int = 1,
     priority: int = 0,
     seed: int = 0,
+    idempotency_key: str | None = None,
 ) -> Run:
     """Start a training run on the server and return at once.
+
+    The same request again gives the run that it made, known by its ``run_name`` or its
+    ``idempotency_key``: with either, a call whose answer was lost (UnavailableError: the connection broke,
+    or the server started again) may simply be repeated. Without both, it may make a second run.
 
     :param model: Backbone: a display name (:func:`list_models`), a Hugging Face id, or a folder of the
         server.
@@ -161,10 +166,14 @@ def fit(
     :param n_processes: Processes that train together, one for each GPU; the gradient is that of one.
     :param priority: -100 to 100; runs with higher ones get a worker first.
     :param checkpoint_interval_s: Seconds from one checkpoint to the next.
+    :param idempotency_key: Made once for each run that is wanted, such as ``str(uuid.uuid4())``; it is
+        remembered as long as the run is there.
     :raises ConfigError: When a setting is unknown or out of range.
     :raises DataError: When the data cannot train or evaluate; the message gives the numbers found.
     :raises ModelNotFoundError, DataNotFoundError: When a named thing does not exist.
-    :raises RunExistsError: When the experiment has a run of that name.
+    :raises RunExistsError: When the experiment has a run of that name or key with other settings or texts;
+        the message shows the difference.
+    :raises InsufficientSpaceError: When the server's volume has no room for the run.
     :raises UnavailableError: When no server answers.
     """
     settings = {name: value for name, value in locals().items() if name not in _NOT_SENT}

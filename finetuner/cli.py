@@ -14,6 +14,7 @@ from finetuner.alias_command import alias
 from finetuner.client import server_url, token
 from finetuner.config import workspace_dir
 from finetuner.errors import ConfigError, FinetunerError
+from finetuner.gc_command import gc
 
 app = typer.Typer(
     help="Fine-tune, evaluate and serve text embedding models on your own machine.",
@@ -102,6 +103,7 @@ def env() -> None:
 
 
 app.command()(alias)
+app.command()(gc)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ FinetunerError
 │  ├─ RunNotFoundError, ExperimentNotFoundError, DataNotFoundError
 │  └─ ModelNotFoundError, ArtifactNotFound, AliasNotFoundError
 ├─ ConflictError (RuntimeError)               409
-│  ├─ RunExistsError                               the name is taken
+│  ├─ RunExistsError                               the name is taken, by a run of another request
 │  ├─ RunPreparingError, RunInProgressError, RunFailedError, RunCancelledError
 │  ├─ ImpossibleStepError                          a run cannot come from its state to that one
 │  ├─ RunChangedError                              another process has made the step
@@ -22,6 +22,7 @@ FinetunerError
 ├─ OverloadedError (RuntimeError)             429  more is waiting than can be answered in time
 ├─ UnavailableError (ConnectionError)         503  a server or an executor does not answer
 ├─ DeadlineExceededError (TimeoutError)       504  not answered within the time that the client gave
+├─ InsufficientSpaceError (OSError)           507  what was asked for does not fit the disk or quota
 ├─ TrainingError (RuntimeError)               500  training cannot go on
 └─ FinetunerServerError (RuntimeError)        500  anything the server did not foresee
 
@@ -93,7 +94,7 @@ class ConflictError(FinetunerError, RuntimeError):
 
 
 class RunExistsError(ConflictError):
-    """The experiment already holds a run of that name."""
+    """The experiment holds a run of that name, or of that key, which another request has made."""
 
 
 class RunPreparingError(ConflictError):
@@ -180,6 +181,12 @@ class DeadlineExceededError(FinetunerError, TimeoutError):
     """The request was not answered within the time that the client gave."""
 
     http_status = 504
+
+
+class InsufficientSpaceError(FinetunerError, OSError):
+    """What was asked for does not fit on the volume, or into its quota."""
+
+    http_status = 507
 
 
 class TrainingError(FinetunerError, RuntimeError):

@@ -20,13 +20,21 @@ from finetuner.availability import Availability, DrainingApp
 from finetuner.config import DEFAULT_EXPERIMENT
 from finetuner.encode_routes import Call, Encode, add_encode_routes, encoding_by
 from finetuner.errors import RunNotFoundError, RunPreparingError
-from finetuner.http_messages import add_error_handlers, flag, json_response, query, read_body
+from finetuner.http_messages import (
+    add_error_handlers,
+    flag,
+    json_response,
+    keyed,
+    query,
+    read_body,
+)
 from finetuner.http_metrics import add_metrics
 from finetuner.hub_routes import add_hub_routes
 from finetuner.openai_routes import add_openai_routes
-from finetuner.openapi import ERROR, FIT_BODY, RUN, described
+from finetuner.openapi import ERROR, FIT_BODY, RUN, RUN_BEFORE, described
 from finetuner.overload import OverloadGate
 from finetuner.run_store import RunStore
+from finetuner.space import Space
 from finetuner.wire import json_document, read_json_document
 
 _FOLLOW_INTERVAL_S = 0.5
@@ -38,6 +46,7 @@ def build_app(
     availability: Availability | None = None,
     *,
     encode: Encode | None = None,
+    quota_bytes: int | None = None,
 ) -> FastAPI:
     """Return the application.
 
@@ -46,6 +55,7 @@ def build_app(
     :param workspace: The volume, for downloads and stored data.
     :param availability: Shared with the server that serves the application; one of its own when None.
     :param encode: Asks the encoder for vectors; through ``call`` when None.
+    :param quota_bytes: What may lie on the volume in all; None for what it holds.
     """
     availability = availability or Availability(call)
     app = FastAPI(
@@ -67,7 +77,7 @@ def build_app(
     _add_run_files(app, call, workspace, availability)
     _add_experiments(app, call)
     add_alias_routes(app, call)
-    add_hub_routes(app, workspace)
+    add_hub_routes(app, Space(workspace, quota_bytes))
     return app
 
 
@@ -98,12 +108,16 @@ def _add_fit(app: FastAPI, call: Call) -> None:
         tags=["runs"],
         summary="Start a run",
         openapi_extra=described(FIT_BODY),
-        responses={201: RUN, 400: ERROR, 404: ERROR, 409: ERROR, 413: ERROR, 422: ERROR},
+        responses={
+            **{200: RUN_BEFORE, 201: RUN},
+            **dict.fromkeys((400, 404, 409, 413, 422, 507), ERROR),
+        },
     )
     async def fit(request: Request) -> Response:
         query(request)
-        body = await read_body(request)
-        return json_response(read_json_document(await call("/fit", json_document(body), {})), 201)
+        body = keyed(await read_body(request), request)
+        answer = read_json_document(await call("/fit", json_document(body), {}))
+        return json_response(answer, 201 if answer.pop("is_new") else 200)
 
 
 def _parameters(request: Request, run_name: str, *known: str) -> dict[str, Any]:

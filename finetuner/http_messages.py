@@ -103,6 +103,21 @@ async def read_body(request: Request, known: tuple[str, ...] | None = None) -> d
     return value
 
 
+def keyed(body: dict[str, Any], request: Request) -> dict[str, Any]:
+    """Return a body with the key of the header ``Idempotency-Key``, when there is one.
+
+    :raises ConfigError: When the body has another.
+    """
+    key = request.headers.get("Idempotency-Key")
+    if key is None:
+        return body
+    if body.get("idempotency_key") not in (None, key):
+        raise ConfigError(
+            "the header Idempotency-Key and the field idempotency_key differ; leave one out"
+        )
+    return {**body, "idempotency_key": key}
+
+
 def query(request: Request, *known: str) -> dict[str, Any]:
     """Return the query parameters.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import MutableMapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -25,20 +24,23 @@ from finetuner.errors import (
     TooLargeError,
 )
 from finetuner.http_messages import query
+from finetuner.space import Space, full_disk_named
 
 MAX_UPLOAD_BYTES = 4 * 2**30  # docarray's own limit
 _MAX_FIELD_BYTES = 2**24
+# Beside the documents, which come compressed, lie their texts, which do not.
+_STORED_SHARE = 4
 
 
-def add_hub_routes(app: FastAPI, workspace: Path) -> None:
+def add_hub_routes(app: FastAPI, space: Space) -> None:
     """Serve stored data the way that docarray asks for them.
 
     :param app: Gets the routes.
-    :param workspace: The volume.
+    :param space: The volume, and the room there.
     """
-    store = DataStore(workspace)
+    store = DataStore(space.workspace)
     _add_reading(app, store)
-    _add_writing(app, store)
+    _add_writing(app, store, space)
 
     @app.post("/v2/rpc/user.identity.whoami", include_in_schema=False)
     async def whoami() -> Response:
@@ -72,7 +74,7 @@ def _add_reading(app: FastAPI, store: DataStore) -> None:
         return FileResponse(store.documents_path(name), media_type="application/octet-stream")
 
 
-def _add_writing(app: FastAPI, store: DataStore) -> None:
+def _add_writing(app: FastAPI, store: DataStore, space: Space) -> None:
     @app.post("/v2/rpc/artifact.upload", include_in_schema=False)
     async def upload(request: Request) -> Response:
         try:
@@ -80,7 +82,10 @@ def _add_writing(app: FastAPI, store: DataStore) -> None:
             file, name = form.get("file"), form.get("name")
             if not isinstance(file, UploadFile) or not isinstance(name, str):
                 raise ConfigError("an upload needs the fields file and name")
-            entry = await asyncio.to_thread(store.put, name, file.file)
+            purpose = f"the upload `{name[:80]}`"
+            await asyncio.to_thread(space.require, _STORED_SHARE * (file.size or 0), purpose)
+            with full_disk_named(purpose):
+                entry = await asyncio.to_thread(store.put, name, file.file)
         except FinetunerError as error:
             return _hub_error(error)
         return JSONResponse({"data": {"_id": entry.name, **asdict(entry)}})

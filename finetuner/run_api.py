@@ -12,8 +12,9 @@ from finetuner.pairs import read_documents
 from finetuner.run_store import RunStore
 from finetuner.runs import Run
 from finetuner.schema import documented, read
+from finetuner.space import Space
 from finetuner.states import Actor, Status, check_step
-from finetuner.submission import submit
+from finetuner.submission import submit_once
 from finetuner.supervisor import Supervisor
 from finetuner.training import check_training
 
@@ -76,12 +77,18 @@ class RunAPI:
     :param workspace: The volume.
     :param supervisor: Starts and ends workers.
     :param allow_cpu_fallback: Whether a run that asks for a GPU may train on the CPU.
+    :param quota_bytes: What may lie on the volume in all; None for what it holds.
     """
 
     def __init__(
-        self, workspace: Path, supervisor: Supervisor, *, allow_cpu_fallback: bool = True
+        self,
+        workspace: Path,
+        supervisor: Supervisor,
+        *,
+        allow_cpu_fallback: bool = True,
+        quota_bytes: int | None = None,
     ) -> None:
-        self._workspace = workspace
+        self._space = Space(workspace, quota_bytes)
         self._store = RunStore(workspace)
         self._supervisor = supervisor
         self._allow_cpu_fallback = allow_cpu_fallback
@@ -98,10 +105,10 @@ class RunAPI:
         return {**parameters, "train_data": list(read_documents(docs).rows())}
 
     def fit(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Create a run and put it into the queue."""
-        run = submit(request, self._workspace, allow_cpu_fallback=self._allow_cpu_fallback)
+        """Create a run and put it into the queue, or find the one that this request has made before."""
+        submitted = submit_once(request, self._space, allow_cpu_fallback=self._allow_cpu_fallback)
         self._supervisor.wake()
-        return run.record()
+        return {**submitted.run.record(), "is_new": submitted.is_new}
 
     def _find(self, parameters: dict[str, Any]) -> Run:
         name = read(RunName, parameters, "parameters")
@@ -126,11 +133,11 @@ class RunAPI:
         return self._find(parameters).record()
 
     def status(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Give a run's state; of one that waits, how many are before it."""
+        """Give a run's state; of one that waits, what for."""
         run = self._find(parameters)
         answer = run.state().answer()
-        if n_before := self._supervisor.position(run):
-            answer["details"] += f"; {n_before} before it"
+        if reason := self._supervisor.waits_for(run):
+            answer["details"] += f"; {reason}"
         return dict(answer)
 
     def cancel(self, parameters: dict[str, Any]) -> dict[str, Any]:

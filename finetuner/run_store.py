@@ -23,7 +23,9 @@ from finetuner.errors import (
     RunNotFoundError,
 )
 from finetuner.files import sync_folder, write_json
+from finetuner.identity import data_digests
 from finetuner.names import check_name
+from finetuner.run_keys import RunKeys
 from finetuner.runs import SUBMITTED, Run
 from finetuner.states import State, Status
 
@@ -59,6 +61,7 @@ class RunStore:
                 "created_at": created_at,
                 "description": config.description,
                 "config": asdict(config),
+                "data_digest": data_digests(data),
             }
             write_json(new / "spec.json", spec)
             (new / "states").mkdir()
@@ -106,6 +109,9 @@ class RunStore:
 
     def delete(self, run: Run) -> None:
         """Remove a run's folder; the run must have ended, so that nobody starts it meanwhile."""
+        # Its key first: a request that comes in between shall not be given a run that is going.
+        if (key := run.spec()["config"].get("idempotency_key")) is not None:
+            RunKeys(run.folder.parent).forget(key, run.name)
         with tempfile.TemporaryDirectory(dir=self._root, prefix=".deleted-") as temporary:
             # First out of sight at once, then file by file.
             run.folder.rename(Path(temporary) / run.name)

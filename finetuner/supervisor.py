@@ -23,7 +23,12 @@ import psutil
 
 import finetuner
 from finetuner.config import Device, RunConfig
-from finetuner.errors import ConflictError, NotFoundError, RunNotFoundError
+from finetuner.errors import (
+    ConflictError,
+    InsufficientSpaceError,
+    NotFoundError,
+    RunNotFoundError,
+)
 from finetuner.gpus import VISIBLE, choose_gpus, visible_gpus
 from finetuner.holder import EXPIRY_S, Life, life_of, send_signal
 from finetuner.interruption import Interruption, n_kernel_kills, of_exit, of_silence
@@ -31,6 +36,7 @@ from finetuner.run_queue import Queue
 from finetuner.run_store import RunStore
 from finetuner.runs import CANCELLED, STOPPED, Run
 from finetuner.silence import SilenceWatch
+from finetuner.space import Space, check_space, size_bytes_of
 from finetuner.states import Actor, State, Status
 
 logger = logging.getLogger(__name__)
@@ -55,6 +61,7 @@ class Supervisor:
     :param max_interruptions: After so many a run is given up.
     :param hang_timeout_s: A worker that gets on with nothing for so long is ended, and its run goes on.
     :param worker: The module that works on a run: ``python -m WORKER RUN_DIR``.
+    :param quota_bytes: What may lie on the volume; None for what the disk holds.
     :param gpus: Names of those that runs may have; what this process may use when None.
     """
 
@@ -66,6 +73,7 @@ class Supervisor:
         max_interruptions: int = 5,
         hang_timeout_s: float = 3600.0,
         worker: str = "finetuner.worker",
+        quota_bytes: int | None = None,
         gpus: tuple[str, ...] | None = None,
     ) -> None:
         self._max_parallel_runs = max_parallel_runs
@@ -73,10 +81,12 @@ class Supervisor:
         self._hang_timeout_s = hang_timeout_s
         self._worker = worker
         self._gpus = visible_gpus() if gpus is None else gpus
+        self._space = Space(workspace, quota_bytes)
         self._queue = Queue(RunStore(workspace))
         self._silences = SilenceWatch()
         self._workers: dict[Path, _Worker] = {}
         self._not_before: dict[Path, float] = {}
+        self._short_of: dict[Path, str] = {}
         self._lock = threading.Lock()
         self._changed = threading.Event()
         self._closing = False
@@ -92,9 +102,12 @@ class Supervisor:
         """Look for waiting runs now."""
         self._changed.set()
 
-    def position(self, run: Run) -> int | None:
-        """Return how many runs are before one that waits; None for one that is not known to wait."""
-        return self._queue.position(run)
+    def waits_for(self, run: Run) -> str:
+        """Return what a run waits for, for people; an empty text for one that waits for nothing."""
+        n_before = self._queue.position(run)
+        if n_before is None:
+            return ""
+        return self._short_of.get(run.folder) or (f"{n_before} before it" if n_before else "")
 
     def cancel(self, run: Run) -> State:
         """End a run for good; gives its state, which is terminal unless its worker is out of reach.
@@ -191,6 +204,8 @@ class Supervisor:
                 if not state.status.is_waiting:
                     continue
                 gpus = self._gpus_for(run.config())
+                if not self._has_room(run):
+                    continue
                 # Those of a larger run are not given to later ones, or it would wait for ever.
                 if gpus is None or (gpus and is_short_of_gpus):
                     is_short_of_gpus = True
@@ -198,6 +213,18 @@ class Supervisor:
                 self._queue.remove(run)
                 self._workers[run.folder] = _Worker(run, state, self._worker, gpus)
                 n_free -= 1
+
+    def _has_room(self, run: Run) -> bool:
+        """Whether the volume has what a run needs; if not, the run waits, and its status says so."""
+        try:
+            check_space(run.config(), self._space, present_bytes=size_bytes_of(run.folder))
+        except InsufficientSpaceError as exc:
+            self._tell(exc)
+            self._short_of[run.folder] = str(exc)
+            self._not_before[run.folder] = time.monotonic() + _VOLUME_PAUSE_S
+            return False
+        self._short_of.pop(run.folder, None)
+        return True
 
     def _adopted(self) -> Iterator[State]:
         """Yield the claims of workers on this machine that another service has started, or an earlier one."""

@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 from finetuner import http_api
 from finetuner.errors import RunNotFoundError, RunPreparingError
 from finetuner.http_api import build_app
-from finetuner.wire import json_document
+from finetuner.wire import json_document, read_json_document
 
 
 class Executors:
@@ -17,9 +17,12 @@ class Executors:
     def __init__(self):
         self.answers = {}
         self.asked = []
+        self.documents = []
 
-    async def __call__(self, endpoint, _docs, parameters):
+    async def __call__(self, endpoint, docs, parameters):
         self.asked.append((endpoint, parameters))
+        if docs is not None:
+            self.documents.append(read_json_document(docs))
         answer = self.answers[endpoint].pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -35,6 +38,31 @@ def executors():
 def client(executors, tmp_path, monkeypatch):
     monkeypatch.setattr(http_api, "_FOLLOW_INTERVAL_S", 0.0)
     return TestClient(build_app(executors, tmp_path))
+
+
+@pytest.mark.parametrize(("is_new", "status"), [(True, 201), (False, 200)])
+def test_fit_says_by_its_status_whether_it_has_made_the_run(client, executors, is_new, status):
+    executors.answers = {"/fit": [{"name": "r", "is_new": is_new}]}
+    answer = client.post("/fit", json={"model": "m"})
+    assert (answer.status_code, answer.json()) == (status, {"name": "r"})
+
+
+@pytest.mark.parametrize(
+    ("field", "header", "sent"),
+    [({}, "k", "k"), ({"idempotency_key": "k"}, "k", "k"), ({"idempotency_key": "k"}, None, "k")],
+)
+def test_a_key_comes_as_header_or_as_field(client, executors, field, header, sent):
+    executors.answers = {"/fit": [{"name": "r", "is_new": True}]}
+    headers = {} if header is None else {"Idempotency-Key": header}
+    client.post("/fit", json={"model": "m", **field}, headers=headers)
+    assert executors.documents == [{"model": "m", "idempotency_key": sent}]
+
+
+def test_two_keys_are_refused(client):
+    body = {"model": "m", "idempotency_key": "a"}
+    answer = client.post("/fit", json=body, headers={"Idempotency-Key": "b"})
+    assert (answer.status_code, answer.json()["error"]) == (422, "ConfigError")
+    assert "Idempotency-Key and the field idempotency_key differ" in answer.json()["detail"]
 
 
 def part(text, offset, *, ended=False):

@@ -47,8 +47,9 @@ ORDER = (
     *("adaptation", "batching", "losses", "pair_losses", "objective", "optimization"),
     *("training_set", "gradients", "collapse", "hard_negatives", "checkpoint"),
     *("trainer", "training", "artifact", "onnx_export", "backends", "encoder", "batcher"),
-    *("search", "evaluation", "quantization", "verdict", "states", "runs", "run_store"),
-    *("aliases", "targets", "alias_store", "alias_api"),
+    *("search", "evaluation", "quantization", "verdict", "states", "runs"),
+    *("identity", "run_keys", "run_store", "resubmission", "space"),
+    *("aliases", "targets", "alias_store", "alias_api", "retention"),
     *("encoder_cache", "serving_metrics", "encode_parameters", "watchdog", "encode_api"),
     *("loggers", "monitoring", "submission"),
     *("run_evaluation", "publishing", "stopping", "worklog", "job", "worker"),
@@ -75,7 +76,7 @@ LIGHT = (
 EDGE = (
     *("alias_command", "alias_routes", "cli", "encode_routes", "flow_calls", "http_api"),
     *("http_messages", "http_metrics", "hub_routes", "openai_routes", "openapi"),
-    *("availability", "direct", "overload", "parts", "serve"),
+    *("availability", "direct", "gc_command", "overload", "parts", "serve"),
 )
 
 _MODULES = sorted(path.relative_to(_PACKAGE).as_posix()[:-3] for path in _PACKAGE.rglob("*.py"))

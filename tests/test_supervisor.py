@@ -307,9 +307,25 @@ def test_status_tells_how_many_runs_are_before(tmp_path, store, supervisor):
     for i in range(5):
         create(store, f"run-{i}")
     supervisor.start()
-    wait_until(lambda: supervisor.position(store.get("run-4")) == 1)
+    wait_until(lambda: supervisor.waits_for(store.get("run-4")) == "1 before it")
     status = RunAPI(tmp_path, supervisor).status({"run_name": "run-4"})
     assert status["details"] == "Run submitted and awaits execution; 1 before it"
+
+
+def test_a_run_without_room_waits_and_says_so(tmp_path, store, spawned, worker_module, monkeypatch):
+    monkeypatch.setattr(supervisor_module, "_VOLUME_PAUSE_S", 0.2)
+    monkeypatch.setattr(supervisor_module, "_SCAN_INTERVAL_S", 0.2)
+    run = create(store, "quick")
+    service = Supervisor(tmp_path, worker=worker_module, quota_bytes=1)
+    service.start()
+    wait_until(lambda: service.waits_for(run))
+    details = RunAPI(tmp_path, service).status({"run_name": "quick"})["details"]
+    assert "awaits execution; run `quick` (the size of `tiny` is not known" in details
+    assert "workspace's quota of 1 B" in details
+    assert spawned == []
+    monkeypatch.setattr(service._space, "_quota_bytes", None)
+    wait_until(lambda: run.state().status is Status.FINISHED)
+    service.close()
 
 
 def test_a_worker_that_is_frozen_is_ended_and_its_run_goes_on(

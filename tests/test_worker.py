@@ -318,7 +318,6 @@ def _behind(monkeypatch, owner, name):
         (_before, Publisher, "_manifest", 10),
         (_behind, files.os, "replace", None),
         (_behind, Publisher, "publish", 10),
-        (_behind, Job, "work", 10),
     ],
 )
 def test_stopped_at_one_place(submitted, work, monkeypatch, when, owner, name, n_steps):

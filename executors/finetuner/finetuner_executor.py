@@ -10,6 +10,7 @@ from jina import Executor, requests
 from finetuner.config import workspace_dir as resolve_workspace
 from finetuner.errors import MalformedRequestError
 from finetuner.run_api import RunAPI
+from finetuner.space import quota_of
 from finetuner.supervisor import Supervisor
 from finetuner.wire import (
     JSON,
@@ -49,6 +50,8 @@ class FinetunerExecutor(Executor):
         :func:`finetuner.worker.main`.
     :param allow_cpu_fallback: Whether a run that asks for a GPU may train on the CPU, with a warning,
         where there is none; else it is refused.
+    :param quota_bytes: What may lie on the volume in all; what would go beyond is refused. When None,
+        ``FINETUNER_QUOTA_BYTES``, which the gateway reads too, for uploads; else what the disk holds.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class FinetunerExecutor(Executor):
         hang_timeout_s: float = 3600.0,
         worker: str = "finetuner.worker",
         allow_cpu_fallback: bool = True,
+        quota_bytes: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -70,8 +74,14 @@ class FinetunerExecutor(Executor):
             max_interruptions=max_interruptions,
             hang_timeout_s=hang_timeout_s,
             worker=worker,
+            quota_bytes=quota_of(quota_bytes),
         )
-        self._api = RunAPI(workspace, self._supervisor, allow_cpu_fallback=allow_cpu_fallback)
+        self._api = RunAPI(
+            workspace,
+            self._supervisor,
+            allow_cpu_fallback=allow_cpu_fallback,
+            quota_bytes=quota_of(quota_bytes),
+        )
         self._supervisor.start()
 
     @requests(on="/fit")

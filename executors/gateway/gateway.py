@@ -22,6 +22,7 @@ from finetuner.direct import DirectClient, socket_name, sockets_folder
 from finetuner.errors import FinetunerError, UnavailableError
 from finetuner.flow_calls import admit, check_endpoint, clean, error_of, refusal, request_for
 from finetuner.http_api import build_app
+from finetuner.space import quota_of
 from finetuner.wire import request_document
 
 # Answers that ask clients to connect elsewhere are given for so long before the doors close.
@@ -172,17 +173,27 @@ class HTTPServer(FastAPIBaseGateway):
     """The HTTP side.
 
     :param workspace_dir: The volume.
+    :param quota_bytes: What may lie on it in all.
     """
 
-    def __init__(self, workspace_dir: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, workspace_dir: str | None = None, quota_bytes: int | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self._workspace = resolve_workspace(workspace_dir)
+        self._quota_bytes = quota_of(quota_bytes)
 
     @property
     def app(self) -> FastAPI:
         """The application."""
         handler = self._request_handler
-        return build_app(handler.call, self._workspace, handler.availability, encode=handler.encode)
+        return build_app(
+            handler.call,
+            self._workspace,
+            handler.availability,
+            encode=handler.encode,
+            quota_bytes=self._quota_bytes,
+        )
 
     def stop_listening(self) -> None:
         """Take no more connections; those that are open go on."""
@@ -194,9 +205,13 @@ class Gateway(CompositeBaseServer, BaseGateway):
     """gRPC on the first port, HTTP on the second.
 
     :param workspace_dir: The volume; when None, ``FINETUNER_WORKSPACE``, else the user's data folder.
+    :param quota_bytes: What may lie on it in all; an upload beyond is refused. When None,
+        ``FINETUNER_QUOTA_BYTES``, else what the disk holds.
     """
 
-    def __init__(self, workspace_dir: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, workspace_dir: str | None = None, quota_bytes: int | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         handler = GuardedHandler(self._request_handler)
         self._availability = handler.availability
@@ -206,7 +221,9 @@ class Gateway(CompositeBaseServer, BaseGateway):
             if str(server["runtime_args"]["protocol"]).lower() == "grpc":
                 self.servers.append(GRPCGateway(**server))
             else:
-                self.servers.append(HTTPServer(workspace_dir=workspace_dir, **server))
+                self.servers.append(
+                    HTTPServer(workspace_dir=workspace_dir, quota_bytes=quota_bytes, **server)
+                )
         self.gateways = self.servers
 
     async def run_server(self) -> None:
