@@ -30,7 +30,7 @@ from finetuner.errors import (
     RunNotFoundError,
 )
 from finetuner.gpus import VISIBLE, choose_gpus, visible_gpus
-from finetuner.holder import EXPIRY_S, Life, life_of, send_signal
+from finetuner.holder import EXPIRY_S, Life, is_frozen, life_of, send_signal
 from finetuner.interruption import Interruption, n_kernel_kills, of_exit, of_silence
 from finetuner.run_queue import Queue
 from finetuner.run_store import RunStore
@@ -253,13 +253,16 @@ class Supervisor:
             self._settle(run, of_exit(None))
             return
         silence = self._silences.look(run, claim)
-        found = of_silence(silence, EXPIRY_S, self._hang_timeout_s)
+        # A process that is here and runs may keep its heartbeat waiting: some native call holds the GIL.
+        is_running_here = life_of(claim.holder) is Life.ALIVE and not is_frozen(claim.holder)
+        expiry_s = self._hang_timeout_s if is_running_here else EXPIRY_S
+        found = of_silence(silence, expiry_s, self._hang_timeout_s)
         if found is None:
             return
         is_here = send_signal(claim.holder, signal.SIGKILL)
         if worker is not None:
             worker.kill()
-        elif not is_here and silence.beat_s <= EXPIRY_S:
+        elif not is_here and silence.beat_s <= expiry_s:
             return  # it hangs on another machine, whose service ends it
         deadline = time.monotonic() + _STOP_TIMEOUT_S
         while life_of(claim.holder) is Life.ALIVE and time.monotonic() < deadline:
