@@ -7,6 +7,7 @@ from typing import Any
 
 from docarray import DocumentArray
 from google.protobuf.message import DecodeError
+from jina.proto.jina_pb2 import DataRequestProto
 from jina.types.request.data import DataRequest
 
 from finetuner.errors import (
@@ -16,9 +17,13 @@ from finetuner.errors import (
     MalformedRequestError,
     error_class,
 )
+from finetuner.message_shape import ShapeLimits, check_shape
 from finetuner.schema import nearest
 from finetuner.wire import DRY_RUN
 
+# Of one gRPC request; Jina's client sends 100 documents in each.
+MAX_MESSAGE_BYTES = 64 * 2**20
+_SHAPE = ShapeLimits(free_bytes=2**20)
 _ERROR = 1  # StatusProto.ERROR
 # The HTTP paths, for gRPC clients: `/runs/NAME/status` is `/status` with the parameter run_name.
 _RUN_PATH = re.compile(r"/runs/(?P<run_name>[^/]+)(?P<view>/(status|logs|metrics|examples))?")
@@ -54,7 +59,10 @@ def admit(request: DataRequest, endpoints: set[str]) -> None:
     :raises EndpointNotFoundError: When none serves the endpoint; Jina would echo the request.
     :raises MalformedRequestError: When the bytes are no request, or the parameters hold NaN or
         infinity, or nest too deep.
+    :raises TooLargeError: When it holds so many documents that an executor could not hold them.
     """
+    if request.buffer:
+        check_shape(request.buffer, DataRequestProto.DESCRIPTOR, limits=_SHAPE)
     try:
         # Jina parses the bytes here, and protobuf refuses NaN only when it is read.
         endpoint, parameters = request.header.exec_endpoint, request.parameters

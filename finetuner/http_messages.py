@@ -9,6 +9,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from finetuner.errors import (
     ConfigError,
@@ -16,6 +17,7 @@ from finetuner.errors import (
     FinetunerError,
     MalformedRequestError,
     OverloadedError,
+    SlowRequestError,
     TooLargeError,
     UnavailableError,
 )
@@ -137,6 +139,10 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(FinetunerError)
     async def known_error(request: Request, error: FinetunerError) -> Response:
         return error_response(request, error)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=SlowRequestError.http_status)  # nobody reads it
 
     @app.exception_handler(RequestValidationError)
     async def wrong_field(request: Request, error: RequestValidationError) -> Response:

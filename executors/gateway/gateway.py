@@ -18,9 +18,19 @@ from jina.types.request.data import DataRequest
 
 from finetuner.availability import Availability
 from finetuner.config import workspace_dir as resolve_workspace
+from finetuner.connections import BoundedProtocol, allow_many_files
 from finetuner.direct import DirectClient, socket_name, sockets_folder
 from finetuner.errors import FinetunerError, UnavailableError
-from finetuner.flow_calls import admit, check_endpoint, clean, error_of, refusal, request_for
+from finetuner.flow_calls import (
+    MAX_MESSAGE_BYTES,
+    admit,
+    check_endpoint,
+    clean,
+    error_of,
+    refusal,
+    request_for,
+)
+from finetuner.hardening import harden_docarray
 from finetuner.http_api import build_app
 from finetuner.wire import request_document
 
@@ -31,6 +41,7 @@ _DRAIN_TIMEOUT_S = 30.0
 # By then Jina's own count of what is in work is wrong.
 _CLOSE_TIMEOUT_S = 1.0
 _HEALTH_INTERVAL_S = 2.0
+_GRPC_OPTIONS = {"grpc.max_receive_message_length": MAX_MESSAGE_BYTES}
 # The empty name stands for the server as a whole.
 _HEALTH_SERVICES = ("", *(s.full_name for s in jina_pb2.DESCRIPTOR.services_by_name.values()))
 
@@ -176,6 +187,8 @@ class HTTPServer(FastAPIBaseGateway):
 
     def __init__(self, workspace_dir: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        # There is no WebSocket here.
+        self.uvicorn_kwargs |= {"http": BoundedProtocol, "ws": "none"}
         self._workspace = resolve_workspace(workspace_dir)
 
     @property
@@ -198,13 +211,16 @@ class Gateway(CompositeBaseServer, BaseGateway):
 
     def __init__(self, workspace_dir: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        harden_docarray()
+        allow_many_files()
         handler = GuardedHandler(self._request_handler)
         self._availability = handler.availability
         self.servers = []
         for server in self._server_kwargs:
             server["req_handler"] = handler
             if str(server["runtime_args"]["protocol"]).lower() == "grpc":
-                self.servers.append(GRPCGateway(**server))
+                options = _GRPC_OPTIONS | (server.pop("grpc_server_options", None) or {})
+                self.servers.append(GRPCGateway(grpc_server_options=options, **server))
             else:
                 self.servers.append(HTTPServer(workspace_dir=workspace_dir, **server))
         self.gateways = self.servers
