@@ -23,7 +23,7 @@ from finetuner.wire import DRY_RUN
 
 # Of one gRPC request; Jina's client sends 100 documents in each.
 MAX_MESSAGE_BYTES = 64 * 2**20
-_SHAPE = ShapeLimits(free_bytes=2**20)
+_SHAPE = ShapeLimits(free_bytes=2**18)  # to look takes microseconds a value
 _ERROR = 1  # StatusProto.ERROR
 # The HTTP paths, for gRPC clients: `/runs/NAME/status` is `/status` with the parameter run_name.
 _RUN_PATH = re.compile(r"/runs/(?P<run_name>[^/]+)(?P<view>/(status|logs|metrics|examples))?")

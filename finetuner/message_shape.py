@@ -26,7 +26,7 @@ class ShapeLimits:
     :param free_bytes: Shorter messages are not looked into: they cannot hold much.
     """
 
-    n_values: int = 500_000
+    n_values: int = 200_000
     depth: int = 100  # protobuf's own bound
     free_bytes: int = 2**16
 
@@ -43,47 +43,49 @@ def check_shape(content: bytes, descriptor: Any, *, limits: ShapeLimits) -> None
     if len(content) <= limits.free_bytes:
         return
     n_values = 0
-    pending = [(memoryview(content), descriptor, 1)]
+    pending = [(0, len(content), descriptor, 1)]
     while pending:
-        view, message, depth = pending.pop()
+        start, end, message, depth = pending.pop()
         if depth > limits.depth:
             raise TooLargeError(f"the message nests deeper than {limits.depth} levels")
         inner = {f.number: f.message_type for f in message.fields if f.message_type is not None}
-        for number, value in _values(view):
+        for number, place, place_behind in _values(content, start, end):
             n_values += 1
             if n_values > limits.n_values:
                 raise TooLargeError(
                     f"the message holds more than {limits.n_values} values; send fewer documents at once"
                 )
-            if value is not None and number in inner:
-                pending.append((value, inner[number], depth + 1))
+            if place_behind and number in inner:
+                pending.append((place, place_behind, inner[number], depth + 1))
 
 
-def _values(view: memoryview) -> Iterator[tuple[int, memoryview | None]]:
-    """Yield the number of each field, and the bytes of those that have any."""
-    place = 0
-    while place < len(view):
-        tag, place = _read_varint(view, place)
-        kind, value = tag & 7, None
-        if kind == _VARINT:
-            _, place = _read_varint(view, place)
-        elif kind == _BYTES:
-            length, place = _read_varint(view, place)
-            value = view[place : place + length]
-            place += length
+def _values(content: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield for each field its number, and where its bytes begin and end: at 0 for one without any."""
+    place = start
+    while place < end:
+        tag, place = _read_varint(content, place, end)
+        kind, begin, behind = tag & 7, 0, 0
+        if kind == _BYTES:
+            length, begin = _read_varint(content, place, end)
+            place = behind = begin + length
+        elif kind == _VARINT:
+            _, place = _read_varint(content, place, end)
         elif kind in _FIXED_SIZES:
             place += _FIXED_SIZES[kind]
         else:
             raise DataError(f"the bytes are no protobuf message: there is no wire type {kind}")
-        if place > len(view):
+        if place > end:
             raise DataError("the bytes are no protobuf message: it ends within a value")
-        yield tag >> 3, value
+        yield tag >> 3, begin, behind
 
 
-def _read_varint(view: memoryview, place: int) -> tuple[int, int]:
+def _read_varint(content: bytes, place: int, end: int) -> tuple[int, int]:
     """Return the number at a place, and the place behind it."""
+    if place < end and content[place] < 0x80:  # nearly all are one byte long
+        return content[place], place + 1
     value = 0
-    for position, byte in enumerate(view[place : place + _LONGEST_VARINT]):
+    for position in range(min(_LONGEST_VARINT, end - place)):
+        byte = content[place + position]
         value |= (byte & 0x7F) << (7 * position)
         if byte < 0x80:
             return value, place + position + 1
