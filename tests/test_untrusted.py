@@ -1,6 +1,7 @@
 """What strangers send: no pickle is loaded, no code is run, nothing grows without a bound."""
 
 import ast
+import asyncio
 import gzip
 import io
 import pickle
@@ -30,7 +31,7 @@ from finetuner.errors import (
     TooLargeError,
 )
 from finetuner.files import write_json
-from finetuner.flow_calls import admit
+from finetuner.flow_calls import check_size
 from finetuner.hardening import harden_docarray
 from finetuner.message_shape import ShapeLimits, check_shape
 from finetuner.models import load_model
@@ -603,12 +604,30 @@ def test_what_is_no_message(content):
         check_shape(content, DocumentProto.DESCRIPTOR, limits=ShapeLimits(free_bytes=0))
 
 
-def test_a_request_of_empty_documents_is_refused_before_it_is_read():
+def _request(n_documents):
     request = DataRequestProto()
     request.header.exec_endpoint = "/encode"
-    request.data.docs.docs.extend([DocumentProto()] * 600_000)
-    with pytest.raises(TooLargeError, match="more than 200000 values; send fewer documents"):
-        admit(DataRequest(request.SerializeToString()), {"/encode"})
+    request.data.docs.docs.extend([DocumentProto()] * n_documents)
+    return DataRequest(request.SerializeToString())
+
+
+def test_a_request_of_empty_documents_is_refused_before_it_is_read():
+    request = _request(1_000_001)
+    with pytest.raises(TooLargeError, match="more than 1000000 values; send fewer documents"):
+        asyncio.run(check_size(request))
+    assert not request.is_decompressed
+
+
+@pytest.mark.parametrize("n_documents", [1, 200_000])
+def test_other_requests_pass_unread(n_documents):
+    request = _request(n_documents)
+    asyncio.run(check_size(request))
+    assert not request.is_decompressed
+
+
+def test_a_long_request_of_nonsense():
+    with pytest.raises(MalformedRequestError, match="the request cannot be read"):
+        asyncio.run(check_size(DataRequest(b"\xff" * 2**20)))
 
 
 # -- docarray in the service

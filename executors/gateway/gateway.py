@@ -25,6 +25,7 @@ from finetuner.flow_calls import (
     MAX_MESSAGE_BYTES,
     admit,
     check_endpoint,
+    check_size,
     clean,
     error_of,
     refusal,
@@ -143,6 +144,7 @@ class GuardedHandler:
         async def admitted() -> AsyncIterator[DataRequest]:
             async for request in request_iterator:
                 try:
+                    await check_size(request)
                     admit(request, await self.endpoints())
                 except FinetunerError as error:
                     refused.append(refusal(request, error))
@@ -172,6 +174,7 @@ class GuardedHandler:
     async def process_single_data(self, request: DataRequest, context: Any = None) -> DataRequest:
         """Serve one request."""
         try:
+            await check_size(request)
             admit(request, await self.endpoints())
         except FinetunerError as error:
             return refusal(request, error)
