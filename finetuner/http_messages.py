@@ -42,6 +42,12 @@ def json_response(
     )
 
 
+def path_of(request: Request) -> str:
+    """Return the path that the router goes by; ``request.url`` takes the header Host into it unchecked."""
+    path: str = request.scope["path"]
+    return path
+
+
 def error_response(request: Request, error: FinetunerError) -> Response:
     """Answer with the error's own status code, its name and its sentence.
 
@@ -66,7 +72,7 @@ def _named_error(
     headers: dict[str, str] | None = None,
 ) -> Response:
     content: dict[str, Any] = {"error": name, "detail": sentence}
-    if request.url.path.startswith("/v1/"):
+    if path_of(request).startswith("/v1/"):
         kind = _OPENAI_KINDS.get(
             status, "invalid_request_error" if status < 500 else "server_error"
         )
@@ -154,7 +160,7 @@ def add_error_handlers(app: FastAPI) -> None:
     async def routing_error(request: Request, error: HTTPException) -> Response:
         if error.status_code == 404:
             paths = [getattr(route, "path", "") for route in app.routes]
-            shown = request.url.path[:100]
+            shown = path_of(request)[:100]
             error_ = EndpointNotFoundError(
                 f"unknown endpoint `{shown}`{nearest(shown, paths)} see /docs"
             )

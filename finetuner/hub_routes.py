@@ -106,6 +106,9 @@ def _hub_error(error: FinetunerError) -> Response:
 
 
 async def _form(request: Request, *, max_bytes: int) -> FormData:
+    # starlette 0.50 bounds neither fields nor parts of the other kind of form, and keeps it in memory.
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        max_bytes = min(max_bytes, _MAX_FORM_BYTES)
     try:
         return await _limited(request, max_bytes).form(
             max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES

@@ -16,6 +16,7 @@ import pytest
 import torch
 from docarray import Document, DocumentArray
 from docarray.proto.docarray_pb2 import DocumentProto
+from fastapi.testclient import TestClient
 from jina.proto.jina_pb2 import DataRequestProto
 from jina.types.request.data import DataRequest
 
@@ -33,6 +34,7 @@ from finetuner.errors import (
 from finetuner.files import write_json
 from finetuner.flow_calls import check_size
 from finetuner.hardening import harden_docarray
+from finetuner.http_api import build_app
 from finetuner.message_shape import ShapeLimits, check_shape
 from finetuner.models import load_model
 from finetuner.zip_reader import ZipLimits, extract, read_member
@@ -708,3 +710,41 @@ def test_each_part_of_the_service_is_hardened(module):
         if isinstance(node, ast.FunctionDef) and node.name == "__init__"
     ]
     assert "harden_docarray()" in [ast.unparse(node) for node in constructor.body]
+
+
+# -- HTTP
+
+
+@pytest.fixture
+def client(tmp_path):
+    async def call(*_):
+        raise AssertionError("nothing here asks an executor")
+
+    return TestClient(build_app(call, tmp_path))
+
+
+@pytest.mark.parametrize("host", ["[", "x/v1/", "a?b", "@evil", "x#y"])
+def test_the_host_header_moves_no_path(client, host):
+    answer = client.get("/nowhere", headers={"host": host})
+    assert (answer.status_code, answer.json()["error"]) == (404, "EndpointNotFoundError")
+    assert answer.json()["detail"].startswith("unknown endpoint `/nowhere`;")
+
+
+@pytest.mark.parametrize("route", ["upload", "delete"])
+@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "text/plain", None])
+def test_forms_of_the_other_kind_are_short(client, route, content_type):
+    headers = {} if content_type is None else {"content-type": content_type}
+    sent = client.post(f"/v2/rpc/artifact.{route}", content=b"a=" + b"b" * 2**20, headers=headers)
+    if content_type == "application/x-www-form-urlencoded":
+        assert sent.status_code == 413
+        assert sent.json()["detail"] == "the body is longer than the 1048576 bytes that are allowed"
+    else:
+        assert sent.status_code in (404, 422)
+
+
+def test_a_form_has_one_file_and_few_fields(client):
+    files = [("file", ("a", b"x")), ("file", ("b", b"x"))]
+    assert client.post("/v2/rpc/artifact.upload", files=files).status_code == 400
+    many = {f"f{i}": "x" for i in range(30)}
+    answer = client.post("/v2/rpc/artifact.upload", files=files[:1], data=many)
+    assert answer.status_code == 400
