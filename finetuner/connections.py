@@ -47,14 +47,16 @@ class ConnectionLimits:
     @property
     def n_connections(self) -> int:
         """How many may be open; those beyond are closed at once."""
-        return int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * self.share_of_files)
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return int(self.share_of_files * (_MANY_FILES if soft == resource.RLIM_INFINITY else soft))
 
 
 def allow_many_files() -> None:
     """Raise this process's own bound on open files, often 1024, as far as it may."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, _MANY_FILES)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class BoundedProtocol(HttpToolsProtocol):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 import threading
 import time
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Request
 
-from finetuner.connections import BoundedProtocol, ConnectionLimits
+from finetuner.connections import BoundedProtocol, ConnectionLimits, allow_many_files
 from finetuner.http_messages import add_error_handlers, read_body
 
 pytestmark = pytest.mark.slow
@@ -235,3 +236,21 @@ def test_requests_follow_each_other_on_one_connection(port):
     request = with_length(b'{"a": 1}')
     said, _ = talk(port, request, request, request, pause_s=0.1)
     assert said.count(b'{"a":1}') == 3
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "raised_to", "n_connections"),
+    [
+        (1024, 4096, 4096, 768),
+        (1024, resource.RLIM_INFINITY, 65536, 768),
+        (70_000, 80_000, None, 52_500),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, None, 49_152),
+    ],
+)
+def test_connections_leave_files_to_others(monkeypatch, soft, hard, raised_to, n_connections):
+    raised = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits))
+    allow_many_files()
+    assert raised == ([] if raised_to is None else [(raised_to, hard)])
+    assert ConnectionLimits().n_connections == n_connections
