@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from docarray import Document, DocumentArray
@@ -457,6 +458,28 @@ def test_code_in_a_model_folder_is_not_run(model_folder, canary, file):
         load_model(model_folder)
     except FinetunerError as error:
         assert "cannot be loaded" in str(error)  # noqa: PT017 - a tokenizer's may be passed over
+
+
+@pytest.mark.parametrize("is_absolute", [True, False])
+def test_a_graph_reads_no_file_outside_its_folder(tmp_path, is_absolute):
+    """onnxruntime sees to it; should it ever stop to, artifacts must be checked here."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "secret").write_bytes(bytes(16))
+    location = str(tmp_path / "secret") if is_absolute else "../secret"
+    weight = onnx.TensorProto(name="w", data_type=1, dims=[4])
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", "0"), ("length", "16")):
+        weight.external_data.add(key=key, value=value)
+    result = onnx.helper.make_tensor_value_info("y", 1, [4])
+    node = onnx.helper.make_node("Identity", ["w"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", [], [result], [weight])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
+    path = tmp_path / "model" / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(Exception, match="External data path validation failed"):  # noqa: B017, PT011
+        onnxruntime.InferenceSession(str(path))
 
 
 # -- stored data
