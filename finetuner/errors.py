@@ -7,6 +7,7 @@ FinetunerError
 │  ├─ EndpointNotFoundError                        no executor of the Flow has the endpoint
 │  ├─ RunNotFoundError, ExperimentNotFoundError, DataNotFoundError
 │  └─ ModelNotFoundError, ArtifactNotFound, AliasNotFoundError
+├─ SlowRequestError (TimeoutError)            408  the client sends its request too slowly
 ├─ ConflictError (RuntimeError)               409
 │  ├─ RunExistsError                               the name is taken, by a run of another request
 │  ├─ RunPreparingError, RunInProgressError, RunFailedError, RunCancelledError
@@ -85,6 +86,12 @@ class ArtifactNotFound(NotFoundError):  # noqa: N818 - the name that clients of 
 
 class AliasNotFoundError(NotFoundError):
     """No alias of that name."""
+
+
+class SlowRequestError(FinetunerError, TimeoutError):
+    """The request did not arrive in time."""
+
+    http_status = 408
 
 
 class ConflictError(FinetunerError, RuntimeError):

@@ -9,6 +9,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from finetuner.errors import (
     ConfigError,
@@ -16,6 +17,7 @@ from finetuner.errors import (
     FinetunerError,
     MalformedRequestError,
     OverloadedError,
+    SlowRequestError,
     TooLargeError,
     UnavailableError,
 )
@@ -38,6 +40,12 @@ def json_response(
         headers,
         media_type="application/json",
     )
+
+
+def path_of(request: Request) -> str:
+    """Return the path that the router goes by; ``request.url`` takes the header Host into it unchecked."""
+    path: str = request.scope["path"]
+    return path
 
 
 def error_response(request: Request, error: FinetunerError) -> Response:
@@ -64,7 +72,7 @@ def _named_error(
     headers: dict[str, str] | None = None,
 ) -> Response:
     content: dict[str, Any] = {"error": name, "detail": sentence}
-    if request.url.path.startswith("/v1/"):
+    if path_of(request).startswith("/v1/"):
         kind = _OPENAI_KINDS.get(
             status, "invalid_request_error" if status < 500 else "server_error"
         )
@@ -153,6 +161,10 @@ def add_error_handlers(app: FastAPI) -> None:
     async def known_error(request: Request, error: FinetunerError) -> Response:
         return error_response(request, error)
 
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=SlowRequestError.http_status)  # nobody reads it
+
     @app.exception_handler(RequestValidationError)
     async def wrong_field(request: Request, error: RequestValidationError) -> Response:
         problem = error.errors()[0]
@@ -163,7 +175,7 @@ def add_error_handlers(app: FastAPI) -> None:
     async def routing_error(request: Request, error: HTTPException) -> Response:
         if error.status_code == 404:
             paths = [getattr(route, "path", "") for route in app.routes]
-            shown = request.url.path[:100]
+            shown = path_of(request)[:100]
             error_ = EndpointNotFoundError(
                 f"unknown endpoint `{shown}`{nearest(shown, paths)} see /docs"
             )

@@ -30,6 +30,9 @@ MAX_UPLOAD_BYTES = 4 * 2**30  # docarray's own limit
 _MAX_FIELD_BYTES = 2**24
 # Beside the documents, which come compressed, lie their texts, which do not.
 _STORED_SHARE = 4
+_MAX_FIELDS = 20
+# Of a form without a file.
+_MAX_FORM_BYTES = 2**20
 
 
 def add_hub_routes(app: FastAPI, space: Space) -> None:
@@ -78,7 +81,7 @@ def _add_writing(app: FastAPI, store: DataStore, space: Space) -> None:
     @app.post("/v2/rpc/artifact.upload", include_in_schema=False)
     async def upload(request: Request) -> Response:
         try:
-            form = await _form(request)
+            form = await _form(request, max_bytes=MAX_UPLOAD_BYTES)
             file, name = form.get("file"), form.get("name")
             if not isinstance(file, UploadFile) or not isinstance(name, str):
                 raise ConfigError("an upload needs the fields file and name")
@@ -92,7 +95,7 @@ def _add_writing(app: FastAPI, store: DataStore, space: Space) -> None:
 
     @app.post("/v2/rpc/artifact.delete", include_in_schema=False)
     async def delete(request: Request) -> Response:
-        form = await _form(request)
+        form = await _form(request, max_bytes=_MAX_FORM_BYTES)
         try:
             store.delete(str(form.get("name", form.get("id", ""))))
         except FinetunerError as error:
@@ -107,14 +110,19 @@ def _hub_error(error: FinetunerError) -> Response:
     return JSONResponse({**content, "detail": message}, status_code=error.http_status)
 
 
-async def _form(request: Request) -> FormData:
+async def _form(request: Request, *, max_bytes: int) -> FormData:
+    # starlette 0.50 bounds neither fields nor parts of the other kind of form, and keeps it in memory.
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        max_bytes = min(max_bytes, _MAX_FORM_BYTES)
     try:
-        return await _limited(request).form(max_part_size=_MAX_FIELD_BYTES)
+        return await _limited(request, max_bytes).form(
+            max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
+        )
     except FormParserError as exc:
         raise MalformedRequestError(f"the body is no form: {exc}") from exc
 
 
-def _limited(request: Request) -> Request:
+def _limited(request: Request, max_bytes: int) -> Request:
     """Return the request with a bound on its body, which may come without a stated length."""
     n_bytes = 0
 
@@ -122,8 +130,8 @@ def _limited(request: Request) -> Request:
         nonlocal n_bytes
         message = await request.receive()
         n_bytes += len(message.get("body", b""))
-        if n_bytes > MAX_UPLOAD_BYTES:
-            raise TooLargeError(f"the upload is longer than {MAX_UPLOAD_BYTES} bytes")
+        if n_bytes > max_bytes:
+            raise TooLargeError(f"the body is longer than the {max_bytes} bytes that are allowed")
         return message
 
     return Request(request.scope, receive)

@@ -30,6 +30,10 @@ ORDER = (
         "data",
         "pairs",
         "csv_file",
+        "zip_reader",
+        "message_shape",
+        "document_stream",
+        "hardening",
         "wire",
     ),
     *(
@@ -76,7 +80,7 @@ LIGHT = (
 EDGE = (
     *("alias_command", "alias_routes", "cli", "encode_routes", "flow_calls", "http_api"),
     *("http_messages", "http_metrics", "hub_routes", "openai_routes", "openapi"),
-    *("availability", "direct", "gc_command", "overload", "parts", "serve"),
+    *("availability", "connections", "direct", "gc_command", "overload", "parts", "serve"),
 )
 
 _MODULES = sorted(path.relative_to(_PACKAGE).as_posix()[:-3] for path in _PACKAGE.rglob("*.py"))

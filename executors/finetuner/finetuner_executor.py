@@ -9,6 +9,7 @@ from jina import Executor, requests
 
 from finetuner.config import workspace_dir as resolve_workspace
 from finetuner.errors import MalformedRequestError
+from finetuner.hardening import harden_docarray
 from finetuner.run_api import RunAPI
 from finetuner.space import quota_of
 from finetuner.supervisor import Supervisor
@@ -66,6 +67,7 @@ class FinetunerExecutor(Executor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        harden_docarray()
         unknown_arguments(self, kwargs)
         workspace = resolve_workspace(workspace_dir)
         self._supervisor = Supervisor(

@@ -18,9 +18,20 @@ from jina.types.request.data import DataRequest
 
 from finetuner.availability import Availability
 from finetuner.config import workspace_dir as resolve_workspace
+from finetuner.connections import BoundedProtocol, allow_many_files
 from finetuner.direct import DirectClient, socket_name, sockets_folder
 from finetuner.errors import FinetunerError, UnavailableError
-from finetuner.flow_calls import admit, check_endpoint, clean, error_of, refusal, request_for
+from finetuner.flow_calls import (
+    MAX_MESSAGE_BYTES,
+    admit,
+    check_endpoint,
+    check_size,
+    clean,
+    error_of,
+    refusal,
+    request_for,
+)
+from finetuner.hardening import harden_docarray
 from finetuner.http_api import build_app
 from finetuner.space import quota_of
 from finetuner.wire import request_document
@@ -32,6 +43,7 @@ _DRAIN_TIMEOUT_S = 30.0
 # By then Jina's own count of what is in work is wrong.
 _CLOSE_TIMEOUT_S = 1.0
 _HEALTH_INTERVAL_S = 2.0
+_GRPC_OPTIONS = {"grpc.max_receive_message_length": MAX_MESSAGE_BYTES}
 # The empty name stands for the server as a whole.
 _HEALTH_SERVICES = ("", *(s.full_name for s in jina_pb2.DESCRIPTOR.services_by_name.values()))
 
@@ -133,6 +145,7 @@ class GuardedHandler:
         async def admitted() -> AsyncIterator[DataRequest]:
             async for request in request_iterator:
                 try:
+                    await check_size(request)
                     admit(request, await self.endpoints())
                 except FinetunerError as error:
                     refused.append(refusal(request, error))
@@ -162,6 +175,7 @@ class GuardedHandler:
     async def process_single_data(self, request: DataRequest, context: Any = None) -> DataRequest:
         """Serve one request."""
         try:
+            await check_size(request)
             admit(request, await self.endpoints())
         except FinetunerError as error:
             return refusal(request, error)
@@ -180,6 +194,8 @@ class HTTPServer(FastAPIBaseGateway):
         self, workspace_dir: str | None = None, quota_bytes: int | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        # There is no WebSocket here.
+        self.uvicorn_kwargs |= {"http": BoundedProtocol, "ws": "none"}
         self._workspace = resolve_workspace(workspace_dir)
         self._quota_bytes = quota_of(quota_bytes)
 
@@ -213,13 +229,16 @@ class Gateway(CompositeBaseServer, BaseGateway):
         self, workspace_dir: str | None = None, quota_bytes: int | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        harden_docarray()
+        allow_many_files()
         handler = GuardedHandler(self._request_handler)
         self._availability = handler.availability
         self.servers = []
         for server in self._server_kwargs:
             server["req_handler"] = handler
             if str(server["runtime_args"]["protocol"]).lower() == "grpc":
-                self.servers.append(GRPCGateway(**server))
+                options = _GRPC_OPTIONS | (server.pop("grpc_server_options", None) or {})
+                self.servers.append(GRPCGateway(grpc_server_options=options, **server))
             else:
                 self.servers.append(
                     HTTPServer(workspace_dir=workspace_dir, quota_bytes=quota_bytes, **server)
