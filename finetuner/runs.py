@@ -41,10 +41,12 @@ from finetuner.errors import (
     RunPreparingError,
 )
 from finetuner.files import read_json, replacing, write_json
+from finetuner.json_lines import read_page
 from finetuner.schema import read
 
 TRAIN_FILE = "train.jsonl"
 VALIDATION_FILE = "validation.jsonl"
+LOG_FILE = "log.txt"
 METRICS_FILE = "metrics.jsonl"
 STEPS_FILE = "steps.jsonl"
 VERDICT_FILE = "verdict.json"
@@ -60,6 +62,7 @@ class Status(StrEnum):
     FAILED = "FAILED"
 
 
+_GOES_ON = frozenset({"CREATED", "STARTED", "INTERRUPTED"})
 SUBMITTED = "Run submitted and awaits execution"
 # What a worker exits with when it was asked to end (EX_TEMPFAIL of sysexits.h).
 EXIT_STOPPED = 75
@@ -171,7 +174,7 @@ class Run:
         :raises RunPreparingError: When the run has not started.
         :raises RunNotFoundError: When the run was deleted.
         """
-        path = self.folder / "log.txt"
+        path = self.folder / LOG_FILE
         if self.state().status is Status.CREATED and not path.exists():
             raise RunPreparingError(
                 "Preparing to run, logs will be ready to pull when `status` is `STARTED`."
@@ -186,12 +189,19 @@ class Run:
         unfinished, _ = decoder.getstate()
         return text, offset + len(content) - len(unfinished)
 
-    def metrics(self) -> dict[str, Any]:
-        """Return the metrics before training and after the last epoch, and those of every epoch.
+    def has_ended(self) -> bool:
+        """Whether nothing will be written any more.
 
-        :raises RunInProgressError, RunFailedError: When the run is not finished.
+        :raises RunNotFoundError: When the run was deleted.
         """
-        self.check_finished()
+        return self.state().status not in _GOES_ON
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the metrics before training, after the last epoch, and of every epoch, so far.
+
+        :raises RunNotFoundError: When the run was deleted.
+        """
+        self.state()
         return read_metrics(self.folder)
 
     def examples(self) -> dict[str, Any]:
@@ -289,8 +299,7 @@ def keep_lines(path: Path, n_lines: int) -> None:
 def read_metrics(folder: Path) -> dict[str, Any]:
     """Return ``{"before", "after", "epochs", "verdicts"}``; empty ones without evaluation."""
     verdicts = folder / VERDICT_FILE
-    path = folder / METRICS_FILE
-    lines = [orjson.loads(line) for line in path.open("rb")] if path.exists() else []
+    lines, _ = read_page(folder / METRICS_FILE)
     return {
         "before": next((line["metrics"] for line in lines if line["epoch"] == 0), {}),
         "after": lines[-1]["metrics"] if lines and lines[-1]["epoch"] > 0 else {},

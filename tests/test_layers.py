@@ -23,6 +23,7 @@ ORDER = (
         "metrics",
         "files",
         "file_cache",
+        "json_lines",
         "lock",
         "data",
         "pairs",
@@ -44,7 +45,7 @@ ORDER = (
     *("adaptation", "batching", "losses", "pair_losses", "objective", "optimization"),
     *("training_set", "gradients", "collapse", "hard_negatives", "checkpoint"),
     *("trainer", "training", "artifact", "onnx_export", "backends", "encoder", "batcher"),
-    *("search", "evaluation", "quantization", "verdict", "runs", "run_store"),
+    *("search", "evaluation", "quantization", "verdict", "runs", "run_index", "run_store"),
     *("aliases", "targets", "alias_store", "alias_api"),
     *("encoder_cache", "serving_metrics", "encode_parameters", "watchdog", "encode_api"),
     *("loggers", "monitoring", "submission"),
@@ -53,7 +54,7 @@ ORDER = (
     "run_api",
 )
 # What `import finetuner` loads: at module level only a few light modules of the core.
-CLIENT = ("__init__", "alias_verbs", "api", "client", "experiment", "inference", "run")
+CLIENT = ("__init__", "alias_verbs", "api", "client", "experiment", "follow", "inference", "run")
 LIGHT = (
     *(
         "errors",
@@ -72,7 +73,7 @@ LIGHT = (
 EDGE = (
     *("alias_command", "alias_routes", "cli", "encode_routes", "flow_calls", "http_api"),
     *("http_messages", "http_metrics", "hub_routes", "openai_routes", "openapi"),
-    *("availability", "direct", "overload", "parts", "serve"),
+    *("availability", "direct", "overload", "parts", "serve", "log_tail", "stream_routes"),
 )
 
 _MODULES = sorted(path.relative_to(_PACKAGE).as_posix()[:-3] for path in _PACKAGE.rglob("*.py"))

@@ -88,6 +88,8 @@ class FinetunerExecutor(Executor):
     status = _endpoint("/status", RunAPI.status)
     logs = _endpoint("/logs", RunAPI.logs)
     metrics = _endpoint("/metrics", RunAPI.metrics)
+    epochs = _endpoint("/epochs", RunAPI.epochs)
+    steps = _endpoint("/steps", RunAPI.steps)
     examples = _endpoint("/examples", RunAPI.examples)
     delete = _endpoint("/delete", RunAPI.delete)
     experiments = _endpoint("/experiments", RunAPI.experiments)
