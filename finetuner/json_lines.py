@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 _UNREADABLE = object()
+_LONGEST_LINE_BYTES = 256 * 1024
 
 
 def read_page(path: Path, offset: int = 0, *, limit: int | None = None) -> tuple[list[Any], int]:
@@ -42,6 +43,33 @@ def without_unreadable(lines: bytes) -> bytes:
     """
     kept = [b"" if _parsed(line) is _UNREADABLE else line for line in lines.split(b"\n")]
     return b"\n".join(kept)
+
+
+class NewLines:
+    """Picks what was not given yet from a file that is read in chunks.
+
+    :param n_given: Lines given before.
+    """
+
+    def __init__(self, n_given: int) -> None:
+        self._n_given = n_given
+        self._n_read, self._rest = 0, b""
+
+    def restart(self) -> None:
+        """Begin with the file anew."""
+        self._n_read, self._rest = 0, b""
+
+    def take(self, chunk: bytes) -> bytes:
+        """Return the whole lines that are new."""
+        whole, end, rest = (self._rest + chunk).rpartition(b"\n")
+        self._rest = rest[-_LONGEST_LINE_BYTES:]  # what is longer is no line of ours
+        n_lines = whole.count(b"\n") + len(end)
+        n_skipped = min(self._n_given - self._n_read, n_lines)
+        self._n_read += n_lines
+        if n_skipped == n_lines:
+            return b""
+        self._n_given = self._n_read
+        return without_unreadable(whole.split(b"\n", n_skipped)[-1] + end)
 
 
 def _parsed(line: bytes) -> Any:

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetuner.errors import RunNotFoundError, UnavailableError
-from finetuner.json_lines import without_unreadable
+from finetuner.files import file_version
+from finetuner.json_lines import NewLines
 from finetuner.runs import Run
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,6 @@ _CHUNK_BYTES = 64 * 1024
 # A state may be replaced twice within the resolution of a file's time, so it is read now and then anyway.
 _LOOKS_BETWEEN_STATES = 10
 _N_THREADS = 4
-_Version = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class _Look:
     inode: int = 0
     n_replaced: int = 0
     has_ended: bool = False
-    spec_version: _Version | None = None
-    state_version: _Version | None = None
+    spec_version: tuple[int, int] | None = None
+    state_version: tuple[int, int] | None = None
 
     @property
     def news(self) -> tuple[int, int, bool]:
@@ -145,12 +145,12 @@ class Tail:
 
     def _with_state(self, before: _Look) -> _Look:
         run = self._followed.run
-        spec_version = _version(run.folder / "spec.json")
+        spec_version = file_version(run.folder / "spec.json")
         if before.spec_version not in (None, spec_version) or (
             before.spec_version is None and run.spec()["artifact_id"] != self._followed.artifact_id
         ):
             raise RunNotFoundError(f"another run has the name `{run.name}` now")
-        state_version = _version(run.folder / "state.json")
+        state_version = file_version(run.folder / "state.json")
         is_due = self._n_looks % _LOOKS_BETWEEN_STATES == 0
         return replace(
             before,
@@ -180,7 +180,7 @@ class Tail:
         :param n_given: How many lines to leave out.
         :raises UnavailableError: When what is there cannot be read.
         """
-        lines, offset, n_replaced = _NewLines(n_given), 0, 0
+        lines, offset, n_replaced = NewLines(n_given), 0, 0
         async for _ in self._news():
             while True:
                 if self._look.n_replaced != n_replaced:
@@ -236,38 +236,6 @@ class Tail:
                 return b""
             file.seek(offset)
             return file.read(min(_CHUNK_BYTES, look.size_bytes - offset))
-
-
-class _NewLines:
-    """Picks what was not given yet from a file that is read in chunks.
-
-    :param n_given: Lines given before.
-    """
-
-    def __init__(self, n_given: int) -> None:
-        self._n_given = n_given
-        self._n_read, self._rest = 0, b""
-
-    def restart(self) -> None:
-        """Begin with the file anew."""
-        self._n_read, self._rest = 0, b""
-
-    def take(self, chunk: bytes) -> bytes:
-        """Return the whole lines that are new."""
-        whole, end, rest = (self._rest + chunk).rpartition(b"\n")
-        self._rest = rest[-_WINDOW_BYTES:]  # what is longer is no line of ours
-        n_lines = whole.count(b"\n") + len(end)
-        n_skipped = min(self._n_given - self._n_read, n_lines)
-        self._n_read += n_lines
-        if n_skipped == n_lines:
-            return b""
-        self._n_given = self._n_read
-        return without_unreadable(whole.split(b"\n", n_skipped)[-1] + end)
-
-
-def _version(path: Path) -> _Version:
-    stat = path.stat()
-    return stat.st_ino, stat.st_mtime_ns
 
 
 @dataclass

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from finetuner.errors import RunNotFoundError
+from finetuner.files import file_version
 from finetuner.runs import Run
 
 _COARSEST_TIME_S = 2.0
@@ -68,6 +69,8 @@ class RunIndex:
         self._experiments: dict[str, _Experiment] = {}
         self._sorted: dict[str | None, list[_Entry]] = {}
         self._by_artifact: dict[str, Run] | None = None
+        self._all_read_at = float("-inf")
+        self._ended: dict[Path, tuple[int, int]] = {}
 
     def runs(self, experiment_name: str | None = None) -> list[Run]:
         """Return the runs of one experiment, or of all, oldest first."""
@@ -82,10 +85,34 @@ class RunIndex:
     def find(self, artifact_id: str) -> Run | None:
         """Return the run that has an artifact id, or None."""
         with self._lock:
-            self._refresh()
-            if self._by_artifact is None:
-                self._by_artifact = {entry.artifact_id: entry.run for entry in self._entries()}
-            return self._by_artifact.get(artifact_id)
+            run = self._found(artifact_id)
+            # Another process may have made a run anew whose folder has the name and inode of the old one.
+            if run is None and time.monotonic() - self._all_read_at > _LONGEST_TRUST_S:
+                self._all_read_at = time.monotonic()
+                self._experiments = {}
+                self._drop_views()
+                run = self._found(artifact_id)
+            return run
+
+    def _found(self, artifact_id: str) -> Run | None:
+        self._refresh()
+        if self._by_artifact is None:
+            self._by_artifact = {entry.artifact_id: entry.run for entry in self._entries()}
+        run = self._by_artifact.get(artifact_id)
+        return run if run is not None and _has_id(run, artifact_id) else None
+
+    def unfinished(self) -> list[Run]:
+        """Return the runs that have not ended, oldest first, without reading again of those that have."""
+        ended, unfinished = {}, []
+        for run in self.runs():
+            with contextlib.suppress(FileNotFoundError, RunNotFoundError):  # deleted meanwhile
+                version = file_version(run.folder / "state.json")
+                if self._ended.get(run.folder) == version or run.has_ended():
+                    ended[run.folder] = version
+                else:
+                    unfinished.append(run)
+        self._ended = ended
+        return unfinished
 
     def add(self, run: Run, spec: Mapping[str, Any]) -> None:
         """Take up a run that this process has made.
@@ -142,7 +169,7 @@ class RunIndex:
         before, entries = experiment.entries, {}
         for folder in _folders(self._root / name):
             known = before.get(folder.name)
-            if known is None or known.inode != folder.inode():
+            if known is None or known.inode != _inode(folder):
                 known = _read_entry(folder)
             if known is not None:
                 entries[folder.name] = known
@@ -160,11 +187,21 @@ def _folders(path: Path) -> list[os.DirEntry[str]]:
         return []
 
 
+def _inode(folder: os.DirEntry[str]) -> int:
+    return folder.inode()
+
+
+def _has_id(run: Run, artifact_id: str) -> bool:
+    with contextlib.suppress(RunNotFoundError):
+        return bool(run.spec()["artifact_id"] == artifact_id)
+    return False
+
+
 def _read_entry(folder: os.DirEntry[str]) -> _Entry | None:
     run = Run(Path(folder.path))
     try:
         spec = run.spec()
-        return _Entry(run, folder.inode(), spec["created_at"], spec["artifact_id"])
+        return _Entry(run, _inode(folder), spec["created_at"], spec["artifact_id"])
     # Deleted since it was listed, no run at all, or one that someone copies here right now.
     except (RunNotFoundError, ValueError, KeyError):
         return None

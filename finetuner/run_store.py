@@ -86,6 +86,10 @@ class RunStore:
             raise RunNotFoundError(f"no run `{run_name}` in experiment `{experiment_name}`")
         return Run(folder)
 
+    def unfinished(self) -> list[Run]:
+        """Return the runs that have not ended, oldest first; cheap also where most have."""
+        return self._index.unfinished()
+
     def list(self, experiment_name: str | None = None) -> list[Run]:
         """Return the runs of one experiment, or of all, oldest first.
 

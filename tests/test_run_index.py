@@ -136,17 +136,46 @@ def test_a_folder_that_rests_is_rarely_listed_and_no_spec_read_twice(
     assert n_listed() == n_before + 1
 
 
-def test_a_run_made_anew_under_its_name_is_another(store, index, clock):
+@pytest.mark.parametrize("is_inode_reused", [False, True])
+def test_a_run_made_anew_under_its_name_is_another(
+    store, index, clock, monkeypatch, is_inode_reused
+):
+    if is_inode_reused:
+        monkeypatch.setattr(run_index, "_inode", lambda entry: 1)
     first = create(store, "one").spec()["artifact_id"]
-    create(store, "two")
-    assert index.find(first) is not None
+    assert index.find(first) == store.get("one")
     store.delete(store.get("one"))
-    # Held, so that the new folder cannot get the number of the old.
-    store.get("two").folder.with_name(".held").mkdir()
     again = create(store, "one").spec()["artifact_id"]
-    clock.passed_s += 1.1
-    assert [run.name for run in index.runs()] == ["two", "one"]
-    assert (index.find(first), index.find(again)) == (None, store.get("one"))
+    clock.passed_s += LATER_S
+    assert (index.find(again), index.find(first)) == (store.get("one"), None)
+
+
+def test_unknown_ids_do_not_make_it_read_everything_each_time(store, index, clock, monkeypatch):
+    create(store, "one")
+    assert index.find("unknown") is None
+    monkeypatch.setattr(Run, "spec", None)
+    for _ in range(10):
+        assert index.find("unknown") is None
+
+
+def test_runs_that_have_ended_are_not_read_again(store, index, clock, monkeypatch):
+    runs = [create(store, f"r{number}") for number in range(4)]
+    assert index.unfinished() == runs
+    runs[0].set_state(Status.FINISHED, "")
+    runs[2].set_state(Status.FAILED, "")
+    assert index.unfinished() == [runs[1], runs[3]]
+    runs[1].set_state(Status.STARTED, "")
+    store.delete(runs[3])
+    assert index.unfinished() == [runs[1]]
+    runs[1].set_state(Status.FINISHED, "")
+    assert index.unfinished() == []
+    monkeypatch.setattr(Run, "state", None)
+    assert index.unfinished() == []
+    monkeypatch.undo()
+    store.delete(runs[0])
+    again = create(store, "r0")
+    assert again in RunIndex(again.folder.parents[1]).unfinished()
+    assert again in store.unfinished()
 
 
 def test_artifact_ids_are_found_and_forgotten(store):
