@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 from urllib.parse import quote
 
@@ -23,6 +24,7 @@ from finetuner.files import replacing
 
 _CONNECT_TIMEOUT_S = 5.0
 _READ_TIMEOUT_S = 300.0
+_SILENCE_TIMEOUT_S = 60.0
 _CHUNK_BYTES = 2**20
 
 
@@ -84,14 +86,26 @@ class Client:
             response.encoding = "utf-8"
             return response.text
 
-    def stream_lines(self, path: str, **parameters: Any) -> Iterator[str]:
-        """Yield the lines of an answer as they come."""
+    @contextmanager
+    def stream(self, path: str, **parameters: Any) -> Iterator[requests.Response]:
+        """Give an answer whose body comes bit by bit.
+
+        :raises UnavailableError: When the connection breaks, also while the body is read, or nothing
+            comes for a minute: the other end may be gone.
+        """
         with (
-            self._request("GET", path, params=_without_none(parameters), stream=True) as response,
+            self._request(
+                "GET",
+                path,
+                params=_without_none(parameters),
+                stream=True,
+                timeout=(_CONNECT_TIMEOUT_S, _SILENCE_TIMEOUT_S),
+                # A proxy that compresses would hold lines back.
+                headers={"Accept-Encoding": "identity"},
+            ) as response,
             _translated(self.url),
         ):
-            for line in response.iter_lines(chunk_size=1):
-                yield line.decode("utf-8", errors="replace")
+            yield response
 
     def download(self, path: str, destination: Path, **parameters: Any) -> None:
         """Write an answer to a file, which appears whole or not at all."""
@@ -106,8 +120,16 @@ class Client:
         with self._request(method, path, **kwargs) as response:
             return orjson.loads(response.content)
 
-    def _request(self, method: str, path: str, **kwargs: Any) -> requests.Response:
-        headers = {"Content-Type": "application/json"}
+    def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        timeout: tuple[float, float] = (_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S),
+        **kwargs: Any,
+    ) -> requests.Response:
+        headers = {"Content-Type": "application/json", **headers}
         if token():
             headers["Authorization"] = f"Bearer {token()}"
         with _translated(self.url):
@@ -115,7 +137,7 @@ class Client:
                 method,
                 self.url + path,
                 headers=headers,
-                timeout=(_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S),
+                timeout=timeout,
                 **kwargs,
             )
         if not response.ok:
@@ -147,6 +169,8 @@ def _translated(url: str) -> Iterator[None]:
             f"no Finetuner server answers at {url}; start one with `finetuner serve`, or set "
             "FINETUNER_HOST to the address of a running one"
         ) from exc
+    except requests.exceptions.ChunkedEncodingError as exc:
+        raise UnavailableError(f"the connection to {url} broke: {exc}") from exc
     except requests.RequestException as exc:
         raise FinetunerServerError(f"The call to {url} failed", str(exc)) from exc
 

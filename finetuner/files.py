@@ -79,3 +79,12 @@ def read_json(path: Path) -> Any:
     :raises FileNotFoundError: When there is no such file.
     """
     return orjson.loads(path.read_bytes())
+
+
+def file_version(path: Path) -> tuple[int, int]:
+    """Return what changes when a file is replaced: its inode, and its time in nanoseconds.
+
+    :raises FileNotFoundError: When there is no such file.
+    """
+    stat = path.stat()
+    return stat.st_ino, stat.st_mtime_ns

@@ -29,7 +29,9 @@ MAX_MESSAGE_BYTES = 64 * 2**20
 _SHAPE = ShapeLimits(n_values=1_000_000, free_bytes=2**18)
 _ERROR = 1  # StatusProto.ERROR
 # The HTTP paths, for gRPC clients: `/runs/NAME/status` is `/status` with the parameter run_name.
-_RUN_PATH = re.compile(r"/runs/(?P<run_name>[^/]+)(?P<view>/(status|logs|metrics|examples))?")
+_RUN_PATH = re.compile(
+    r"/runs/(?P<run_name>[^/]+)(?P<view>/(status|logs|metrics|epochs|steps|examples))?"
+)
 _INTERNAL = "internal error; the server's log has it"
 _UNREADABLE = (
     "the request cannot be read: parameters and tags may not hold NaN or infinity, nor nest deeper "

@@ -1,43 +1,33 @@
 """The HTTP side of the gateway: JSON that a person can write by hand, answered with true status codes.
 
-Every route but the downloads asks an executor, through the same endpoints that gRPC clients call, so
-the two cannot give different answers.
+Every route but downloads and streams asks an executor, through the same endpoints that gRPC clients
+call, so the two cannot give different answers.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import FileResponse
 
 from finetuner import __version__
 from finetuner.alias_routes import add_alias_routes
 from finetuner.availability import Availability, DrainingApp
 from finetuner.config import DEFAULT_EXPERIMENT
 from finetuner.encode_routes import Call, Encode, add_encode_routes, encoding_by
-from finetuner.errors import RunNotFoundError, RunPreparingError
-from finetuner.http_messages import (
-    add_error_handlers,
-    flag,
-    json_response,
-    keyed,
-    query,
-    read_body,
-)
+from finetuner.http_messages import add_error_handlers, json_response, keyed, query, read_body
 from finetuner.http_metrics import add_metrics
 from finetuner.hub_routes import add_hub_routes
+from finetuner.log_tail import Tails
 from finetuner.openai_routes import add_openai_routes
 from finetuner.openapi import ERROR, FIT_BODY, RUN, RUN_BEFORE, described
 from finetuner.overload import OverloadGate
 from finetuner.run_store import RunStore
 from finetuner.space import Space
+from finetuner.stream_routes import add_stream_routes
 from finetuner.wire import json_document, read_json_document
-
-_FOLLOW_INTERVAL_S = 0.5
 
 
 def build_app(
@@ -74,7 +64,8 @@ def build_app(
     add_openai_routes(app, call, gate)
     _add_fit(app, call)
     _add_run_views(app, call)
-    _add_run_files(app, call, workspace, availability)
+    add_stream_routes(app, call, workspace, Tails(lambda: availability.is_stopping))
+    _add_artifact(app, workspace)
     _add_experiments(app, call)
     add_alias_routes(app, call)
     add_hub_routes(app, Space(workspace, quota_bytes))
@@ -161,27 +152,11 @@ def _add_run_views(app: FastAPI, call: Call) -> None:
 
     add_view("/runs/{run_name}", "/run", "A run: settings, state, artifact id")
     add_view("/runs/{run_name}/status", "/status", "Its state")
-    add_view("/runs/{run_name}/metrics", "/metrics", "Its metrics before, after, by epoch")
+    add_view("/runs/{run_name}/metrics", "/metrics", "Its metrics so far: before, after, by epoch")
     add_view("/runs/{run_name}/examples", "/examples", "Matches of some queries before and after")
 
 
-def _add_run_files(app: FastAPI, call: Call, workspace: Path, availability: Availability) -> None:
-    @app.get(
-        "/runs/{run_name}/logs",
-        tags=["runs"],
-        summary="Its log; `?follow=true` goes on until it ends",
-        responses={404: ERROR, 409: ERROR},
-    )
-    async def logs(run_name: str, request: Request) -> Response:
-        parameters = _parameters(request, run_name, "follow")
-        if not flag(parameters, "follow"):
-            answer = read_json_document(await call("/logs", None, parameters))
-            return Response(answer["text"], media_type="text/plain; charset=utf-8")
-        await call("/status", None, parameters)  # an unknown run is a 404, not an empty stream
-        return StreamingResponse(
-            _follow(call, parameters, availability), media_type="text/plain; charset=utf-8"
-        )
-
+def _add_artifact(app: FastAPI, workspace: Path) -> None:
     @app.get(
         "/runs/{run_name}/artifact",
         tags=["runs"],
@@ -195,25 +170,6 @@ def _add_run_files(app: FastAPI, call: Call, workspace: Path, availability: Avai
         return FileResponse(
             run.artifact_path, filename=f"{run_name}.zip", media_type="application/zip"
         )
-
-
-async def _follow(
-    call: Call, parameters: dict[str, Any], availability: Availability
-) -> AsyncIterator[str]:
-    """Yield a run's log from its start until the run has ended or is deleted, or the service stops."""
-    offset, ended = 0, False
-    while not ended and not availability.is_stopping:
-        try:
-            answer = read_json_document(await call("/logs", None, {**parameters, "offset": offset}))
-        except RunPreparingError:  # it waits in the queue
-            pass
-        except RunNotFoundError:
-            return
-        else:
-            offset, ended = answer["offset"], answer["ended"]
-            yield answer["text"]
-        if not ended:
-            await asyncio.sleep(_FOLLOW_INTERVAL_S)
 
 
 def _add_experiments(app: FastAPI, call: Call) -> None:

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 # What an executor needs to start again, about.
 _RESTART_S = "5"
 MAX_BODY_BYTES = 32 * 2**20
+_MOST_DIGITS = 15  # protobuf carries numbers as doubles
 _OPENAI_KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -149,6 +150,20 @@ def flag(parameters: dict[str, Any], name: str) -> bool:
     if value.lower() not in allowed:
         raise ConfigError(f"{name} must be one of {', '.join(allowed)}; got `{value[:80]}`")
     return allowed[value.lower()]
+
+
+def whole_number(text: str, name: str) -> int:
+    """Return a query field's number.
+
+    :param text: As it was sent.
+    :param name: Of the field.
+    :raises ConfigError: When it is not 0 or more, in at most 15 digits.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS):
+        raise ConfigError(
+            f"{name} must be a whole number of at most {_MOST_DIGITS} digits, got `{text[:80]}`"
+        )
+    return int(text)
 
 
 def add_error_handlers(app: FastAPI) -> None:

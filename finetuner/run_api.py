@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetuner.config import DEFAULT_EXPERIMENT, RunConfig
-from finetuner.errors import ConfigError, RunInProgressError
+from finetuner.errors import ConfigError, RunInProgressError, RunNotFoundError
+from finetuner.json_lines import read_page
 from finetuner.pairs import read_documents
 from finetuner.run_store import RunStore
-from finetuner.runs import Run
+from finetuner.runs import METRICS_FILE, STEPS_FILE, Run
 from finetuner.schema import documented, read
 from finetuner.space import Space
 from finetuner.states import Actor, Status, check_step
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from docarray import DocumentArray
 
 _MAX_PAGE = 100
+MAX_LINES = 1000
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,36 @@ class RunName:
 
 @dataclass(frozen=True)
 class LogRequest(RunName):
-    """Asks for a run's log."""
+    """Asks for a run's log.
 
-    offset: int = documented("bytes already seen", default=0)
+    :raises ConfigError: When the offset is negative.
+    """
+
+    offset: int = documented("bytes already seen, at least 0", default=0)
+
+    def __post_init__(self) -> None:
+        _check_offset(self.offset)
+
+
+@dataclass(frozen=True)
+class LinesRequest(RunName):
+    """Asks for a run's steps or evaluations.
+
+    :raises ConfigError: When offset or limit is out of range.
+    """
+
+    offset: int = documented("lines already seen, at least 0", default=0)
+    limit: int = documented(f"lines in the answer, 1 to {MAX_LINES}", default=MAX_LINES)
+
+    def __post_init__(self) -> None:
+        _check_offset(self.offset)
+        if not 1 <= self.limit <= MAX_LINES:
+            raise ConfigError(f"limit must be 1 to {MAX_LINES}, got {self.limit}")
+
+
+def _check_offset(offset: int) -> None:
+    if offset < 0:
+        raise ConfigError(f"offset must be at least 0, got {offset}")
 
 
 @dataclass(frozen=True)
@@ -122,7 +153,7 @@ class RunAPI:
         runs = self._store.list(request.experiment_name)
         shown = runs[(page - 1) * size : page * size]
         return {
-            "items": [run.record() for run in shown],
+            "items": list(_records(shown)),
             "total": len(runs),
             "page": page,
             "size": size,
@@ -157,15 +188,28 @@ class RunAPI:
         request = read(LogRequest, parameters, "parameters")
         run = self._store.get(request.run_name, request.experiment_name)
         # The state first: what is written between the two is then in the text, or comes with the next.
-        ended = run.state().status.is_terminal
-        if request.offset < 0:
-            raise ConfigError(f"offset must be at least 0, got {request.offset}")
+        ended = run.has_ended()
         text, offset = run.read_log(request.offset)
         return {"text": text, "offset": offset, "ended": ended}
 
     def metrics(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Give a finished run's metrics."""
+        """Give a run's metrics so far."""
         return self._find(parameters).metrics()
+
+    def epochs(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Give a run's evaluations from one on."""
+        return self._page(parameters, METRICS_FILE)
+
+    def steps(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Give a run's steps from one on."""
+        return self._page(parameters, STEPS_FILE)
+
+    def _page(self, parameters: dict[str, Any], file_name: str) -> dict[str, Any]:
+        request = read(LinesRequest, parameters, "parameters")
+        run = self._store.get(request.run_name, request.experiment_name)
+        ended = run.has_ended()  # first, as for logs
+        items, offset = read_page(run.folder / file_name, request.offset, limit=request.limit)
+        return {"items": items, "offset": offset, "ended": ended}
 
     def examples(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Give the matches of some queries before and after."""
@@ -177,14 +221,15 @@ class RunAPI:
             runs = [self._find(parameters)]
         else:
             runs = self._store.list(read(RunPage, parameters, "parameters").experiment_name)
-        records = [run.record() for run in runs]
+        records = list(_records(runs))
         for run in runs:
-            if not self._supervisor.cancel(run).status.is_terminal:
-                raise RunInProgressError(
-                    f"run `{run.name}` has a worker on another machine, which ends it within seconds: "
-                    "delete it again then"
-                )
-            self._store.delete(run)
+            with contextlib.suppress(RunNotFoundError):  # another request was quicker
+                if not self._supervisor.cancel(run).status.is_terminal:
+                    raise RunInProgressError(
+                        f"run `{run.name}` has a worker on another machine, which ends it within "
+                        "seconds: delete it again then"
+                    )
+                self._store.delete(run)
         return {"items": records}
 
     def experiments(self, _parameters: dict[str, Any]) -> dict[str, Any]:
@@ -211,3 +256,9 @@ class RunAPI:
         self.delete({"experiment_name": name})
         self._store.delete_experiment(name)
         return experiment
+
+
+def _records(runs: Iterable[Run]) -> Iterator[dict[str, Any]]:
+    for run in runs:
+        with contextlib.suppress(RunNotFoundError):  # deleted since they were listed
+            yield run.record()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +69,7 @@ class Queue:
         started, ended = {}, {}
         for run in self._store.list():
             with suppress(RunNotFoundError, FileNotFoundError):  # deleted since they were listed
-                mark = _mark(run)
+                mark = run.version()
                 if self._ended.get(run.folder) == mark:
                     ended[run.folder] = mark
                     continue
@@ -91,9 +90,3 @@ class Queue:
 def _place_of(run: Run) -> Place:
     spec = run.spec()
     return Place(-spec["config"].get("priority", 0), spec["created_at"], run.folder)
-
-
-def _mark(run: Run) -> Mark:
-    """Return what is another when a run has made a step, or its name is that of another run."""
-    found = os.stat(run.folder / "states")
-    return found.st_ino, found.st_mtime_ns

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from finetuner.errors import (
 from finetuner.files import sync_folder, write_json
 from finetuner.identity import data_digests
 from finetuner.names import check_name
+from finetuner.run_index import index_of
 from finetuner.run_keys import RunKeys
 from finetuner.runs import SUBMITTED, Run
 from finetuner.states import State, Status
@@ -38,6 +37,7 @@ class RunStore:
 
     def __init__(self, workspace: Path) -> None:
         self._root = workspace / "runs"
+        self._index = index_of(self._root)
 
     def create(self, config: RunConfig, data: Mapping[str, HasRows]) -> Run:
         """Write a new run's folder; it appears as a whole.
@@ -73,7 +73,9 @@ class RunStore:
             except OSError as exc:  # another request took the name meanwhile
                 raise self._exists(config) from exc
         sync_folder(experiment)
-        return Run(folder)
+        run = Run(folder)
+        self._index.add(run, spec)
+        return run
 
     def _exists(self, config: RunConfig) -> RunExistsError:
         return RunExistsError(
@@ -99,13 +101,7 @@ class RunStore:
         """
         if experiment_name is not None:
             self.get_experiment(experiment_name)
-        runs = []
-        for path in self._root.glob(f"{experiment_name or '*'}/*/spec.json"):
-            run = Run(path.parent)
-            if not run.experiment_name.startswith("."):
-                with contextlib.suppress(RunNotFoundError):  # deleted since the folder was listed
-                    runs.append((run.spec()["created_at"], run.name, run))
-        return [run for _, _, run in sorted(runs, key=itemgetter(0, 1))]
+        return self._index.runs(experiment_name)
 
     def delete(self, run: Run) -> None:
         """Remove a run's folder; the run must have ended, so that nobody starts it meanwhile."""
@@ -115,6 +111,7 @@ class RunStore:
         with tempfile.TemporaryDirectory(dir=self._root, prefix=".deleted-") as temporary:
             # First out of sight at once, then file by file.
             run.folder.rename(Path(temporary) / run.name)
+            self._index.remove(run)
 
     def find_artifact(self, artifact: str) -> Path:
         """Return the artifact of a finished run.
@@ -124,7 +121,7 @@ class RunStore:
         :raises RunInProgressError, RunFailedError, RunCancelledError: When the run has no artifact yet, or
             never will.
         """
-        run = self._find_by_name(artifact) or self._find_by_id(artifact)
+        run = self._find_by_name(artifact) or self._index.find(artifact)
         if run is None:
             raise ArtifactNotFound(f"no run and no artifact `{artifact}`"[:200])
         run.check_finished()
@@ -136,9 +133,6 @@ class RunStore:
             return self.get(name, experiment or DEFAULT_EXPERIMENT)
         except (RunNotFoundError, ConfigError):
             return None
-
-    def _find_by_id(self, artifact_id: str) -> Run | None:
-        return next((run for run in self.list() if run.spec()["artifact_id"] == artifact_id), None)
 
     def create_experiment(self, name: str) -> Path:
         """Return an experiment's folder, made when it is new."""

@@ -23,6 +23,7 @@ ORDER = (
         "metrics",
         "files",
         "file_cache",
+        "json_lines",
         "lock",
         "holder",
         "heartbeat",
@@ -52,7 +53,7 @@ ORDER = (
     *("training_set", "gradients", "collapse", "hard_negatives", "checkpoint"),
     *("trainer", "training", "artifact", "onnx_export", "backends", "encoder", "batcher"),
     *("search", "evaluation", "quantization", "verdict", "states", "runs"),
-    *("identity", "run_keys", "run_store", "resubmission", "space"),
+    *("identity", "run_keys", "run_index", "run_store", "resubmission", "space"),
     *("aliases", "targets", "alias_store", "alias_api", "retention"),
     *("encoder_cache", "serving_metrics", "encode_parameters", "watchdog", "encode_api"),
     *("loggers", "monitoring", "submission"),
@@ -61,7 +62,7 @@ ORDER = (
     "run_api",
 )
 # What `import finetuner` loads: at module level only a few light modules of the core.
-CLIENT = ("__init__", "alias_verbs", "api", "client", "experiment", "inference", "run")
+CLIENT = ("__init__", "alias_verbs", "api", "client", "experiment", "follow", "inference", "run")
 LIGHT = (
     *(
         "errors",
@@ -81,6 +82,7 @@ EDGE = (
     *("alias_command", "alias_routes", "cli", "encode_routes", "flow_calls", "http_api"),
     *("http_messages", "http_metrics", "hub_routes", "openai_routes", "openapi"),
     *("availability", "connections", "direct", "gc_command", "overload", "parts", "serve"),
+    *("log_tail", "stream_routes"),
 )
 
 _MODULES = sorted(path.relative_to(_PACKAGE).as_posix()[:-3] for path in _PACKAGE.rglob("*.py"))

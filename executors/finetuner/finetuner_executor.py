@@ -114,6 +114,8 @@ class FinetunerExecutor(Executor):
     cancel = _endpoint("/cancel", RunAPI.cancel)
     logs = _endpoint("/logs", RunAPI.logs)
     metrics = _endpoint("/metrics", RunAPI.metrics)
+    epochs = _endpoint("/epochs", RunAPI.epochs)
+    steps = _endpoint("/steps", RunAPI.steps)
     examples = _endpoint("/examples", RunAPI.examples)
     delete = _endpoint("/delete", RunAPI.delete)
     experiments = _endpoint("/experiments", RunAPI.experiments)

@@ -199,7 +199,9 @@ def test_fit_answers_with_the_record_and_a_run_at_work_refuses_what_it_lacks(ser
         "error": "RunInProgressError",
         "detail": "The run needs to be finished in order to save the artifact.",
     }
-    for view in ("metrics", "examples", "artifact"):
+    metrics = server.get("/runs/long/metrics?experiment_name=work")
+    assert (metrics.status_code, metrics.json()["after"]) == (200, {})
+    for view in ("examples", "artifact"):
         refusal = server.get(f"/runs/long/{view}?experiment_name=work")
         assert (refusal.status_code, refusal.json()) == (409, in_work)
     encode = {"data": ["a"], "parameters": {"artifact": "work/long"}}
@@ -254,7 +256,13 @@ def test_logs_are_followed_to_the_end_and_the_run_serves_at_once(server):
     encode = {"data": ["a"], "parameters": {"artifact": "fresh"}}
     answer = server.post("/encode", json=encode)
     assert (answer.status_code, answer.json()["artifact"]) == (200, "fresh")
-    assert server.get("/runs/fresh/logs").text == followed
+    logs = server.get("/runs/fresh/logs")
+    assert logs.text == followed
+    n_bytes = int(logs.headers["Next-Offset"])
+    assert n_bytes == len(followed.encode())
+    for query in (f"offset={n_bytes - 5}", f"offset={n_bytes - 5}&follow=true"):
+        assert server.get(f"/runs/fresh/logs?{query}").text == followed[-5:]
+    assert len(server.get("/runs/fresh/steps?limit=1").json()["items"]) == 1
     assert server.get("/runs/fresh/examples").json() == {"before": {}, "after": {}}
     assert server.delete("/runs/fresh").status_code == 200
     assert server.post("/encode", json=encode).status_code == 404
