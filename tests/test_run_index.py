@@ -251,8 +251,7 @@ def test_a_run_of_another_process_is_seen(tmp_path, store, clock):
     assert len(store.list()) == 1
     code = (
         "import sys, pathlib\n"
-        "from finetuner.run_queue import Queue
-from finetuner.run_store import RunStore\n"
+        "from finetuner.run_store import RunStore\n"
         "from finetuner.config import RunConfig\n"
         "RunStore(pathlib.Path(sys.argv[1])).create(RunConfig(model='m', run_name='theirs'), {})"
     )
