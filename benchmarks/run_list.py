@@ -93,7 +93,9 @@ def measure(side: str, list_runs: Callable[[], Row], volume: Path, n: int) -> Ro
         cpu_ms.append((time.thread_time() - cpu_before) * 1e3)
     is_over.set()
     thread.join()
-    (p50, p99), (cpu_p50, cpu_p99) = (np.percentile(t, (50, 99)) for t in (times_ms, cpu_ms))
+    (p50, p99), (cpu_p50, cpu_p99) = (
+        np.percentile(t, (50, 99)).tolist() for t in (times_ms, cpu_ms)
+    )
     return {
         "side": side,
         "n_runs": n_runs,

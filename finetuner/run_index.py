@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from finetuner.errors import RunNotFoundError
-from finetuner.files import file_version
 from finetuner.runs import Run
 
 _COARSEST_TIME_S = 2.0
@@ -36,9 +35,15 @@ class _Entry:
     inode: int
     created_at: str
     artifact_id: str
+    state_path: str
 
     def order(self) -> tuple[str, str]:
         return self.created_at, self.run.name
+
+
+def _entry(run: Run, inode: int, spec: Mapping[str, Any]) -> _Entry:
+    state_path = str(run.folder / "state.json")
+    return _Entry(run, inode, spec["created_at"], spec["artifact_id"], state_path)
 
 
 @dataclass
@@ -70,17 +75,20 @@ class RunIndex:
         self._sorted: dict[str | None, list[_Entry]] = {}
         self._by_artifact: dict[str, Run] | None = None
         self._all_read_at = float("-inf")
-        self._ended: dict[Path, tuple[int, int]] = {}
+        self._ended: dict[str, tuple[int, int]] = {}
 
     def runs(self, experiment_name: str | None = None) -> list[Run]:
         """Return the runs of one experiment, or of all, oldest first."""
+        return [entry.run for entry in self._ordered(experiment_name)]
+
+    def _ordered(self, experiment_name: str | None = None) -> list[_Entry]:
         with self._lock:
             self._refresh()
             if experiment_name not in self._sorted:
                 self._sorted[experiment_name] = sorted(
                     self._entries(experiment_name), key=_Entry.order
                 )
-            return [entry.run for entry in self._sorted[experiment_name]]
+            return list(self._sorted[experiment_name])
 
     def find(self, artifact_id: str) -> Run | None:
         """Return the run that has an artifact id, or None."""
@@ -104,13 +112,17 @@ class RunIndex:
     def unfinished(self) -> list[Run]:
         """Return the runs that have not ended, oldest first, without reading again of those that have."""
         ended, unfinished = {}, []
-        for run in self.runs():
-            with contextlib.suppress(FileNotFoundError, RunNotFoundError):  # deleted meanwhile
-                version = file_version(run.folder / "state.json")
-                if self._ended.get(run.folder) == version or run.has_ended():
-                    ended[run.folder] = version
+        for entry in self._ordered():
+            try:
+                # With a string: making a path takes as long as asking for the file.
+                stat = os.stat(entry.state_path)
+                version = stat.st_ino, stat.st_mtime_ns
+                if self._ended.get(entry.state_path) == version or entry.run.has_ended():
+                    ended[entry.state_path] = version
                 else:
-                    unfinished.append(run)
+                    unfinished.append(entry.run)
+            except (FileNotFoundError, RunNotFoundError):  # deleted meanwhile
+                continue
         self._ended = ended
         return unfinished
 
@@ -124,7 +136,7 @@ class RunIndex:
             inode = run.folder.stat().st_ino
         except FileNotFoundError:  # deleted at once
             return
-        entry = _Entry(run, inode, spec["created_at"], spec["artifact_id"])
+        entry = _entry(run, inode, spec)
         with self._lock:
             experiment = self._experiments.setdefault(run.experiment_name, _Experiment())
             if run.name in experiment.entries:  # a list taken since then, or an older run's
@@ -200,8 +212,7 @@ def _has_id(run: Run, artifact_id: str) -> bool:
 def _read_entry(folder: os.DirEntry[str]) -> _Entry | None:
     run = Run(Path(folder.path))
     try:
-        spec = run.spec()
-        return _Entry(run, _inode(folder), spec["created_at"], spec["artifact_id"])
+        return _entry(run, _inode(folder), run.spec())
     # Deleted since it was listed, no run at all, or one that someone copies here right now.
     except (RunNotFoundError, ValueError, KeyError):
         return None
