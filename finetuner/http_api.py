@@ -7,7 +7,7 @@ the two cannot give different answers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,16 @@ from finetuner.availability import Availability, DrainingApp
 from finetuner.config import DEFAULT_EXPERIMENT
 from finetuner.encode_routes import Call, Encode, add_encode_routes, encoding_by
 from finetuner.errors import RunNotFoundError, RunPreparingError
-from finetuner.http_messages import add_error_handlers, flag, json_response, query, read_body
+from finetuner.gatekeeper import Gatekeeper
+from finetuner.http_access import add_access, add_cors
+from finetuner.http_messages import (
+    add_error_handlers,
+    flag,
+    json_response,
+    note,
+    query,
+    read_body,
+)
 from finetuner.http_metrics import add_metrics
 from finetuner.hub_routes import add_hub_routes
 from finetuner.openai_routes import add_openai_routes
@@ -30,6 +39,7 @@ from finetuner.run_store import RunStore
 from finetuner.wire import json_document, read_json_document
 
 _FOLLOW_INTERVAL_S = 0.5
+_RUN_FIELDS = ("run_name", "experiment_name")
 
 
 def build_app(
@@ -38,6 +48,8 @@ def build_app(
     availability: Availability | None = None,
     *,
     encode: Encode | None = None,
+    gatekeeper: Gatekeeper | None = None,
+    cors_origins: Sequence[str] = (),
 ) -> FastAPI:
     """Return the application.
 
@@ -46,6 +58,9 @@ def build_app(
     :param workspace: The volume, for downloads and stored data.
     :param availability: Shared with the server that serves the application; one of its own when None.
     :param encode: Asks the encoder for vectors; through ``call`` when None.
+    :param gatekeeper: Shared with the gRPC side; one of its own, for loopback, when None.
+    :param cors_origins: Of pages that may read the answers in a browser, such as ``https://a.example.org``.
+    :raises ConfigError: When one of them is no origin.
     """
     availability = availability or Availability(call)
     app = FastAPI(
@@ -57,8 +72,10 @@ def build_app(
     )
     add_error_handlers(app)
     gate = OverloadGate(encode or encoding_by(call))
+    add_access(app, gatekeeper or Gatekeeper(workspace), cors_origins=cors_origins)
     add_metrics(app, call)
     app.add_middleware(DrainingApp, availability=availability)
+    add_cors(app, cors_origins)
     _add_health(app, availability)
     add_encode_routes(app, call, gate)
     add_openai_routes(app, call, gate)
@@ -75,6 +92,11 @@ def _add_health(app: FastAPI, availability: Availability) -> None:
     @app.get("/", tags=["service"], summary="What this is")
     async def root() -> Response:
         return json_response({"name": "finetuner-flow", "version": __version__, "docs": "/docs"})
+
+    @app.get("/whoami", tags=["service"], summary="Whom the token names, and what it opens")
+    async def whoami(request: Request) -> Response:
+        caller = request.state.caller
+        return json_response({"name": caller.name, "scopes": sorted(caller.scopes)})
 
     @app.get("/livez", tags=["service"], summary="Whether the gateway itself answers")
     async def live() -> Response:
@@ -103,7 +125,10 @@ def _add_fit(app: FastAPI, call: Call) -> None:
     async def fit(request: Request) -> Response:
         query(request)
         body = await read_body(request)
-        return json_response(read_json_document(await call("/fit", json_document(body), {})), 201)
+        note(request, **{field: body[field] for field in _RUN_FIELDS if field in body})
+        record = read_json_document(await call("/fit", json_document(body), {}))
+        note(request, run_name=record["name"], experiment_name=record["experiment_name"])
+        return json_response(record, 201)
 
 
 def _parameters(request: Request, run_name: str, *known: str) -> dict[str, Any]:

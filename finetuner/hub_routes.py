@@ -24,7 +24,8 @@ from finetuner.errors import (
     MalformedRequestError,
     TooLargeError,
 )
-from finetuner.http_messages import query
+from finetuner.http_messages import note, query
+from finetuner.signed_links import LINK_FIELDS, sign
 
 MAX_UPLOAD_BYTES = 4 * 2**30  # docarray's own limit
 _MAX_FIELD_BYTES = 2**24
@@ -41,8 +42,8 @@ def add_hub_routes(app: FastAPI, workspace: Path) -> None:
     _add_writing(app, store)
 
     @app.post("/v2/rpc/user.identity.whoami", include_in_schema=False)
-    async def whoami() -> Response:
-        user = {"_id": "local", "name": "local", "nickname": "local"}
+    async def whoami(request: Request) -> Response:
+        user = dict.fromkeys(("_id", "name", "nickname"), request.state.caller.name)
         return JSONResponse({"code": 200, "data": user})
 
 
@@ -53,7 +54,10 @@ def _add_reading(app: FastAPI, store: DataStore) -> None:
             store.get(name)
         except FinetunerError as error:
             return _hub_error(error)
-        return JSONResponse({"data": {"download": f"{request.base_url}data/{quote(name)}"}})
+        token = request.state.caller.token
+        link = f"{request.base_url}data/{quote(name)}"
+        link += f"?{sign(f'/data/{name}', token)}" if token else ""
+        return JSONResponse({"data": {"download": link}})
 
     @app.post("/v2/rpc/artifact.list", include_in_schema=False)
     async def list_for_docarray() -> Response:
@@ -68,7 +72,7 @@ def _add_reading(app: FastAPI, store: DataStore) -> None:
 
     @app.get("/data/{name:path}", tags=["data"], summary="The documents that were pushed")
     async def documents(name: str, request: Request) -> Response:
-        query(request)
+        query(request, *LINK_FIELDS)
         return FileResponse(store.documents_path(name), media_type="application/octet-stream")
 
 
@@ -80,6 +84,7 @@ def _add_writing(app: FastAPI, store: DataStore) -> None:
             file, name = form.get("file"), form.get("name")
             if not isinstance(file, UploadFile) or not isinstance(name, str):
                 raise ConfigError("an upload needs the fields file and name")
+            note(request, name=name)
             entry = await asyncio.to_thread(store.put, name, file.file)
         except FinetunerError as error:
             return _hub_error(error)
@@ -88,8 +93,10 @@ def _add_writing(app: FastAPI, store: DataStore) -> None:
     @app.post("/v2/rpc/artifact.delete", include_in_schema=False)
     async def delete(request: Request) -> Response:
         form = await _form(request)
+        name = str(form.get("name", form.get("id", "")))
+        note(request, name=name)
         try:
-            store.delete(str(form.get("name", form.get("id", ""))))
+            store.delete(name)
         except FinetunerError as error:
             return _hub_error(error)
         return JSONResponse({"data": {}})

@@ -24,6 +24,12 @@ ORDER = (
         "files",
         "file_cache",
         "lock",
+        "access",
+        "audit",
+        "failed_logins",
+        "permissions",
+        "signed_links",
+        "gatekeeper",
         "data",
         "pairs",
         "csv_file",
@@ -73,6 +79,7 @@ EDGE = (
     *("alias_command", "alias_routes", "cli", "encode_routes", "flow_calls", "http_api"),
     *("http_messages", "http_metrics", "hub_routes", "openai_routes", "openapi"),
     *("availability", "direct", "overload", "parts", "serve"),
+    *("grpc_access", "http_access", "token_command"),
 )
 
 _MODULES = sorted(path.relative_to(_PACKAGE).as_posix()[:-3] for path in _PACKAGE.rglob("*.py"))

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from finetuner.availability import Availability
 from finetuner.config import workspace_dir as resolve_workspace
 from finetuner.direct import DirectClient, socket_name, sockets_folder
 from finetuner.errors import FinetunerError, UnavailableError
-from finetuner.flow_calls import admit, check_endpoint, clean, error_of, refusal, request_for
+from finetuner.flow_calls import check_endpoint, clean, error_of, refusal, request_for
+from finetuner.gatekeeper import Gatekeeper
+from finetuner.grpc_access import guard, record_response, refused
 from finetuner.http_api import build_app
 from finetuner.wire import request_document
 
@@ -39,10 +42,11 @@ class GuardedHandler:
     """Jina's request handler for gRPC, with unknown endpoints refused and errors without traces.
 
     :param handler: Jina's own.
+    :param gatekeeper: Says which endpoints are open to whom, and writes down what was done.
     """
 
-    def __init__(self, handler: Any) -> None:
-        self._handler = handler
+    def __init__(self, handler: Any, gatekeeper: Gatekeeper) -> None:
+        self._handler, self._gatekeeper = handler, gatekeeper
         self.availability = Availability(self.call)
         self._direct = DirectClient()
 
@@ -127,21 +131,20 @@ class GuardedHandler:
         self, request_iterator: AsyncIterator[DataRequest], context: Any = None, *_: Any
     ) -> AsyncIterator[DataRequest]:
         """Serve a stream of requests, as ``jina.Client`` sends them."""
-        refused: list[DataRequest] = []
+        refusals: list[DataRequest] = []
 
         async def admitted() -> AsyncIterator[DataRequest]:
             async for request in request_iterator:
-                try:
-                    admit(request, await self.endpoints())
-                except FinetunerError as error:
-                    refused.append(refusal(request, error))
-                else:
+                if (response := await self._refused(request)) is None:
                     yield request
+                else:
+                    refusals.append(response)
 
         with self.availability.in_work():
             async for response in self._handler.stream(admitted(), context):
+                await record_response(self._gatekeeper, response, response)
                 yield clean(response)
-            for response in refused:
+            for response in refusals:
                 yield response
 
     stream = Call
@@ -160,29 +163,42 @@ class GuardedHandler:
 
     async def process_single_data(self, request: DataRequest, context: Any = None) -> DataRequest:
         """Serve one request."""
-        try:
-            admit(request, await self.endpoints())
-        except FinetunerError as error:
-            return refusal(request, error)
+        if (answer := await self._refused(request)) is not None:
+            return answer
         with self.availability.in_work():
-            return clean(await self._handler.process_single_data(request, context))
+            response = await self._handler.process_single_data(request, context)
+            await record_response(self._gatekeeper, response, response)
+            return clean(response)
+
+    async def _refused(self, request: DataRequest) -> DataRequest | None:
+        try:
+            endpoints = await self.endpoints()
+        except UnavailableError as error:
+            return refusal(request, error)
+        return await refused(self._gatekeeper, request, endpoints)
 
 
 class HTTPServer(FastAPIBaseGateway):
     """The HTTP side.
 
-    :param workspace_dir: The volume.
+    :param workspace: The volume.
+    :param gatekeeper: Shared with the gRPC side.
+    :param cors_origins: Of pages that may read the answers in a browser.
     """
 
-    def __init__(self, workspace_dir: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, workspace: Path, gatekeeper: Gatekeeper, cors_origins: Sequence[str], **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        self._workspace = resolve_workspace(workspace_dir)
+        self._build = partial(
+            build_app, workspace=workspace, gatekeeper=gatekeeper, cors_origins=cors_origins
+        )
 
     @property
     def app(self) -> FastAPI:
         """The application."""
         handler = self._request_handler
-        return build_app(handler.call, self._workspace, handler.availability, encode=handler.encode)
+        return self._build(handler.call, availability=handler.availability, encode=handler.encode)
 
     def stop_listening(self) -> None:
         """Take no more connections; those that are open go on."""
@@ -194,19 +210,25 @@ class Gateway(CompositeBaseServer, BaseGateway):
     """gRPC on the first port, HTTP on the second.
 
     :param workspace_dir: The volume; when None, ``FINETUNER_WORKSPACE``, else the user's data folder.
+    :param cors_origins: Of pages that may read the answers of HTTP in a browser.
+    :raises ConfigError: When others can reach the host and the volume has no token.
     """
 
-    def __init__(self, workspace_dir: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, workspace_dir: str | None = None, cors_origins: Sequence[str] = (), **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        handler = GuardedHandler(self._request_handler)
+        workspace = resolve_workspace(workspace_dir)
+        gatekeeper = Gatekeeper(workspace, host=self.host)
+        handler = GuardedHandler(self._request_handler, gatekeeper)
         self._availability = handler.availability
         self.servers = []
         for server in self._server_kwargs:
             server["req_handler"] = handler
             if str(server["runtime_args"]["protocol"]).lower() == "grpc":
-                self.servers.append(GRPCGateway(**server))
+                self.servers.append(guard(GRPCGateway(**server), gatekeeper))
             else:
-                self.servers.append(HTTPServer(workspace_dir=workspace_dir, **server))
+                self.servers.append(HTTPServer(workspace, gatekeeper, cors_origins, **server))
         self.gateways = self.servers
 
     async def run_server(self) -> None:

@@ -1,0 +1,164 @@
+"""The gatekeeper before the gRPC side: no service on the port is reached past it, be it ours or Jina's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextvars import ContextVar
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+from jina.types.request.data import DataRequest
+
+from finetuner.audit import target_of
+from finetuner.errors import (
+    AuthenticationRequiredError,
+    FinetunerError,
+    ForbiddenError,
+    OverloadedError,
+)
+from finetuner.flow_calls import admit, error_of, refusal
+from finetuner.gatekeeper import Caller, Gatekeeper
+from finetuner.permissions import ADMIN, CLOSED, ENDPOINTS, METHODS
+from finetuner.wire import JSON, holds, read_json_document
+
+_caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
+_CODES = (
+    (AuthenticationRequiredError, grpc.StatusCode.UNAUTHENTICATED),
+    (ForbiddenError, grpc.StatusCode.PERMISSION_DENIED),
+    (OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (FinetunerError, grpc.StatusCode.UNAVAILABLE),
+)
+_OK = 200
+
+
+class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
+    """Ends calls of those who may not make them, before a message of a stream is read.
+
+    :param gatekeeper: Decides.
+    """
+
+    def __init__(self, gatekeeper: Gatekeeper) -> None:
+        self._gatekeeper = gatekeeper
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        """Return the handler of a call, with the gatekeeper before it."""
+        handler = await continuation(details)
+        permission = METHODS.get(details.method, CLOSED)
+        if handler is None or permission.is_public:
+            return handler
+
+        async def admit(context: Any) -> None:
+            try:
+                caller = await self._gatekeeper.identify(_authorization(context), _address(context))
+                self._gatekeeper.check(caller, permission, details.method)
+            except FinetunerError as error:
+                code = next(code for kind, code in _CODES if isinstance(error, kind))
+                await context.abort(code, f"{type(error).__name__}: {error}")
+            _caller.set(caller)
+
+        return _guarded(handler, admit)
+
+
+def _guarded(handler: Any, admit: Any) -> Any:
+    """Return a handler of the same kind that asks first."""
+    kind = (
+        f"{'stream' if handler.request_streaming else 'unary'}_"
+        f"{'stream' if handler.response_streaming else 'unary'}"
+    )
+    serve = getattr(handler, kind)
+
+    async def one(request: Any, context: Any) -> Any:
+        await admit(context)
+        return await serve(request, context)
+
+    async def several(request: Any, context: Any) -> AsyncIterator[Any]:
+        await admit(context)
+        async for response in serve(request, context):
+            yield response
+
+    make = getattr(grpc, f"{kind}_rpc_method_handler")
+    return make(
+        several if handler.response_streaming else one,
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )
+
+
+def _authorization(context: Any) -> str | None:
+    """Return what a client calls with as ``metadata=(('authorization', 'Bearer TOKEN'),)``."""
+    for key, value in context.invocation_metadata() or ():
+        if key == "authorization":
+            return value if isinstance(value, str) else value.decode("latin-1")
+    return None
+
+
+def _address(context: Any) -> str:
+    """Return the address in `ipv4:127.0.0.1:4711` or `ipv6:%5B::1%5D:4711`."""
+    family, _, rest = unquote(context.peer()).partition(":")
+    return rest.rpartition(":")[0].strip("[]") if family in ("ipv4", "ipv6") else family
+
+
+def guard(server: Any, gatekeeper: Gatekeeper) -> Any:
+    """Let one of Jina's gRPC servers ask the gatekeeper first, about the services that Jina adds too.
+
+    :param server: Has not started.
+    :param gatekeeper: Decides.
+    :returns: The server.
+    """
+    others = server.grpc_tracing_server_interceptors or ()
+    server.grpc_tracing_server_interceptors = [AccessInterceptor(gatekeeper), *others]
+    return server
+
+
+async def refused(
+    gatekeeper: Gatekeeper, request: DataRequest, endpoints: set[str]
+) -> DataRequest | None:
+    """Return the answer to a request that may not pass, None when it may.
+
+    :param gatekeeper: Decides who may call the endpoint.
+    :param request: From a client.
+    :param endpoints: What the Flow's executors serve.
+    """
+    try:
+        admit(request, endpoints)
+    except FinetunerError as error:
+        return refusal(request, error)
+    try:
+        _check(gatekeeper, request.header.exec_endpoint)
+    except FinetunerError as error:
+        response = refusal(request, error)
+        await record_response(gatekeeper, request, response)
+        return response
+    return None
+
+
+def _check(gatekeeper: Gatekeeper, endpoint: str) -> None:
+    caller = _caller.get()
+    if caller is None:  # the call did not come through the interceptor
+        raise AuthenticationRequiredError("nobody has asked who makes this call")
+    gatekeeper.check(caller, ENDPOINTS.get(endpoint, ADMIN), f"the endpoint {endpoint[:100]}")
+
+
+async def record_response(
+    gatekeeper: Gatekeeper, request: DataRequest, response: DataRequest
+) -> None:
+    """Write down what a request has done, if it was to do anything.
+
+    :param gatekeeper: Writes.
+    :param request: Has the parameters; an executor's response has them too.
+    :param response: The answer.
+    """
+    caller = _caller.get()
+    action = ENDPOINTS.get(response.header.exec_endpoint, ADMIN).action
+    if caller is None or action is None:
+        return
+    error = error_of(response)
+    asked = dict(request.parameters)
+    if error is None and holds(response.docs, JSON):
+        answer = read_json_document(response.docs)
+        if "name" in answer and "experiment_name" in answer:  # a run may have got its name only now
+            asked |= {"run_name": answer["name"], "experiment_name": answer["experiment_name"]}
+    await gatekeeper.record(
+        caller, action, target=target_of(asked), status=error.http_status if error else _OK
+    )
