@@ -113,6 +113,9 @@ class Service:
         workspace.mkdir(parents=True, exist_ok=True)
         # Read by the processes that the Flow forks; nothing may be imported by them before this.
         os.environ["FINETUNER_WORKSPACE"] = str(workspace)
+        # The operator's own token is of no use to the parts and the workers, so none of them gets it.
+        for variable in ("FINETUNER_TOKEN", "JINA_AUTH_TOKEN"):
+            os.environ.pop(variable, None)
         os.environ.setdefault("JINA_OPTOUT_TELEMETRY", "1")
         os.environ.setdefault("JINA_LOG_LEVEL", "ERROR")
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
