@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from contextlib import suppress
 
 import pytest
 
 import finetuner
 from finetuner.artifact import Manifest, pack
-from finetuner.errors import ConfigError, FinetunerError, ModelNotFoundError
+from finetuner.errors import ConfigError, ModelNotFoundError
 from finetuner.models import load_model, read_options
 
 _CANARY = """
@@ -65,10 +66,8 @@ def test_an_unknown_type_is_refused(folder, canary):
 
 def test_an_unknown_tokenizer_runs_nothing(folder, canary):
     change(folder, "tokenizer_config.json", tokenizer_class="Anything")
-    try:
+    with suppress(ModelNotFoundError):  # refused or not, as transformers will have it
         load_model(folder)
-    except FinetunerError as error:
-        assert "cannot be loaded" in str(error)
     assert_nothing_ran(folder, canary)
 
 
