@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from typing import Any
@@ -30,6 +31,7 @@ _CODES = (
     (FinetunerError, grpc.StatusCode.UNAVAILABLE),
 )
 _OK = 200
+_SENDING_S = 0.05
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
@@ -54,6 +56,8 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # gr
                 self._gatekeeper.check(caller, permission, details.method)
             except FinetunerError as error:
                 code = next(code for kind, code in _CODES if isinstance(error, kind))
+                # A client that is still sending its first message sees an internal error in its place.
+                await asyncio.sleep(_SENDING_S)
                 await context.abort(code, f"{type(error).__name__}: {error}")
             _caller.set(caller)
 
@@ -61,25 +65,29 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # gr
 
 
 def _guarded(handler: Any, admit: Any) -> Any:
-    """Return a handler of the same kind that asks first."""
+    """Return a handler that asks first, and only then reads a message, of which none is too long for Jina.
+
+    As a handler of streams, whatever it serves: gRPC gives any other its message before it is asked.
+    """
     kind = (
         f"{'stream' if handler.request_streaming else 'unary'}_"
         f"{'stream' if handler.response_streaming else 'unary'}"
     )
     serve = getattr(handler, kind)
 
-    async def one(request: Any, context: Any) -> Any:
+    async def guarded(requests: Any, context: Any) -> AsyncIterator[Any]:
         await admit(context)
-        return await serve(request, context)
+        request = requests if handler.request_streaming else await anext(requests, None)
+        if request is None:  # the client has closed the call before it said anything
+            return
+        if handler.response_streaming:
+            async for response in serve(request, context):
+                yield response
+        else:
+            yield await serve(request, context)
 
-    async def several(request: Any, context: Any) -> AsyncIterator[Any]:
-        await admit(context)
-        async for response in serve(request, context):
-            yield response
-
-    make = getattr(grpc, f"{kind}_rpc_method_handler")
-    return make(
-        several if handler.response_streaming else one,
+    return grpc.stream_stream_rpc_method_handler(
+        guarded,
         request_deserializer=handler.request_deserializer,
         response_serializer=handler.response_serializer,
     )

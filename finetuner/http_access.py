@@ -110,8 +110,10 @@ class AccessApp:
     def _route(self, scope: Any) -> tuple[str, str] | None:
         """Return method and path of the route that will answer; None for what ends in a 404 or 405."""
         for route in self._routes:
-            match, _ = route.matches(scope)
+            match, found = route.matches(scope)
             if match is Match.FULL:
+                # A refusal is counted and written down by its route and names too.
+                scope.update(found)
                 method = "GET" if scope["method"] == "HEAD" else scope["method"]
                 return (method, getattr(route, "path", ""))
         return None
