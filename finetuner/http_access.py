@@ -37,6 +37,16 @@ def add_access(app: FastAPI, gatekeeper: Gatekeeper, *, cors_origins: Sequence[s
     app.add_middleware(
         AccessApp, gatekeeper=gatekeeper, routes=app.router.routes, origins=frozenset(cors_origins)
     )
+    describe = app.openapi
+
+    def describe_with_tokens() -> dict[str, Any]:
+        """Return the description, with what `/docs` needs to ask its reader for a token."""
+        description = describe()
+        schemes = {"token": {"type": "http", "scheme": "bearer"}}
+        description.setdefault("components", {})["securitySchemes"] = schemes
+        return {**description, "security": [{"token": []}]}
+
+    app.openapi = describe_with_tokens  # type: ignore[method-assign]
 
 
 def add_cors(app: FastAPI, cors_origins: Sequence[str]) -> None:

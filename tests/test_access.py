@@ -532,6 +532,12 @@ def test_whoami(client, tmp_path):
     assert answer == {"name": "laptop", "scopes": ["fit", "read"]}
 
 
+def test_the_description_asks_for_a_token(client):
+    description = client.get("/openapi.json").json()
+    (scheme,) = description["security"][0]
+    assert description["components"]["securitySchemes"][scheme]["scheme"] == "bearer"
+
+
 def test_tokens_that_cannot_be_read_close_the_service(client, tmp_path):
     secret = TokenStore(tmp_path).create("laptop", [Scope.READ])
     assert client.get("/runs", headers=bearer(secret)).status_code == 200

@@ -511,6 +511,10 @@ def test_cors_and_failed_logins_over_the_wire(tmp_path, start_server):
     codes = [server.get("/runs", headers=bearer(WRONG)).status_code for _ in range(15)]
     assert codes[:10] == [401] * 10
     assert codes[-1] == 429
+    # A proxy on this machine says whom it speaks for; others are not believed, which needs another machine.
+    behind = {**bearer(WRONG), "X-Forwarded-For": "192.0.2.7"}
+    assert server.get("/runs", headers=behind).status_code == 401
+    assert b'"192.0.2.7"' in (tmp_path / AUDIT_FILE).read_bytes().splitlines()[-1]
     # The same count for both protocols.
     with pytest.raises(BadServerFlow, match=r"RESOURCE_EXHAUSTED.*retry in \d s"):
         Client(port=server.grpc_port).post("/runs", metadata=metadata(WRONG))
