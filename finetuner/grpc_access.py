@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar
+from itertools import chain
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote
 
@@ -20,7 +22,7 @@ from finetuner.errors import (
 )
 from finetuner.flow_calls import admit, error_of, refusal
 from finetuner.gatekeeper import Caller, Gatekeeper
-from finetuner.permissions import ADMIN, CLOSED, ENDPOINTS, METHODS
+from finetuner.permissions import ADMIN, CLOSED, ENDPOINTS, METHODS, Permission
 from finetuner.wire import JSON, holds, read_json_document
 
 _caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
@@ -31,6 +33,8 @@ _CODES = (
     (FinetunerError, grpc.StatusCode.UNAVAILABLE),
 )
 _OK = 200
+# What some servers note for a client that has closed its connection.
+_GONE = 499
 _SENDING_S = 0.05
 
 
@@ -119,54 +123,78 @@ def guard(server: Any, gatekeeper: Gatekeeper) -> Any:
     return server
 
 
-async def refused(
-    gatekeeper: Gatekeeper, request: DataRequest, endpoints: set[str]
-) -> DataRequest | None:
-    """Return the answer to a request that may not pass, None when it may.
+class GuardedCall:
+    """The requests of one call: whether each may pass, and what the audit says of it.
 
-    :param gatekeeper: Decides who may call the endpoint.
-    :param request: From a client.
-    :param endpoints: What the Flow's executors serve.
+    As a context manager it writes down at its end what has no answer yet: who hangs up after asking for
+    something shall not keep it out of the audit.
+
+    :param gatekeeper: Decides, and writes.
     """
-    try:
-        admit(request, endpoints)
-    except FinetunerError as error:
-        return refusal(request, error)
-    try:
-        _check(gatekeeper, request.header.exec_endpoint)
-    except FinetunerError as error:
-        response = refusal(request, error)
-        await record_response(gatekeeper, request, response)
-        return response
-    return None
 
+    def __init__(self, gatekeeper: Gatekeeper) -> None:
+        self._gatekeeper = gatekeeper
+        # By the identity that a client gives a request, which may not be one.
+        self._unanswered: dict[str, list[DataRequest]] = {}
 
-def _check(gatekeeper: Gatekeeper, endpoint: str) -> None:
-    caller = _caller.get()
-    if caller is None:  # the call did not come through the interceptor
-        raise AuthenticationRequiredError("nobody has asked who makes this call")
-    gatekeeper.check(caller, ENDPOINTS.get(endpoint, ADMIN), f"the endpoint {endpoint[:100]}")
+    async def __aenter__(self) -> GuardedCall:
+        return self
 
+    async def __aexit__(self, *_: object) -> None:
+        for request in chain.from_iterable(self._unanswered.values()):
+            await self._record(request, _GONE)
 
-async def record_response(
-    gatekeeper: Gatekeeper, request: DataRequest, response: DataRequest
-) -> None:
-    """Write down what a request has done, if it was to do anything.
+    async def refusal(self, request: DataRequest, endpoints: set[str]) -> DataRequest | None:
+        """Return the answer to a request that may not pass, None when it may.
 
-    :param gatekeeper: Writes.
-    :param request: Has the parameters; an executor's response has them too.
-    :param response: The answer.
-    """
-    caller = _caller.get()
-    action = ENDPOINTS.get(response.header.exec_endpoint, ADMIN).action
-    if caller is None or action is None:
-        return
-    error = error_of(response)
-    asked = dict(request.parameters)
-    if error is None and holds(response.docs, JSON):
-        answer = read_json_document(response.docs)
+        :param request: From a client.
+        :param endpoints: What the Flow's executors serve.
+        """
+        try:
+            admit(request, endpoints)
+        except FinetunerError as error:
+            return refusal(request, error)
+        try:
+            self._check(request.header.exec_endpoint)
+        except FinetunerError as error:
+            await self._record(request, error.http_status)
+            return refusal(request, error)
+        if _permission(request).action is not None:
+            self._unanswered.setdefault(request.header.request_id, []).append(request)
+        return None
+
+    def _check(self, endpoint: str) -> None:
+        caller = _caller.get()
+        if caller is None:  # the call did not come through the interceptor
+            raise AuthenticationRequiredError("nobody has asked who makes this call")
+        permission = ENDPOINTS.get(endpoint, ADMIN)
+        self._gatekeeper.check(caller, permission, f"the endpoint {endpoint[:100]}")
+
+    async def answered(self, response: DataRequest) -> None:
+        """Write down what a request has done, if it was to do anything.
+
+        :param response: Of an executor, or of Jina when none answers.
+        """
+        requests = self._unanswered.get(response.header.request_id)
+        if not requests:
+            return
+        error = error_of(response)
+        answer = {}
+        if error is None and holds(response.docs, JSON):
+            answer = read_json_document(response.docs)
+        await self._record(requests.pop(0), error.http_status if error else _OK, answer)
+
+    async def _record(
+        self, request: DataRequest, status: int, answer: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        caller, action = _caller.get(), _permission(request).action
+        if caller is None or action is None:
+            return
+        asked = dict(request.parameters)
         if "name" in answer and "experiment_name" in answer:  # a run may have got its name only now
             asked |= {"run_name": answer["name"], "experiment_name": answer["experiment_name"]}
-    await gatekeeper.record(
-        caller, action, target=target_of(asked), status=error.http_status if error else _OK
-    )
+        await self._gatekeeper.record(caller, action, target=target_of(asked), status=status)
+
+
+def _permission(request: DataRequest) -> Permission:
+    return ENDPOINTS.get(request.header.exec_endpoint, ADMIN)

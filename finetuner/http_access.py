@@ -109,13 +109,11 @@ class AccessApp:
         key = self._route(scope)
         permission = ANY_TOKEN if key is None else ROUTES.get(key, ADMIN)
         caller, refusal = await self._admitted(scope, key, permission)
-        if permission.action is not None:
-            send = self._audited(scope, send, caller, permission.action)
-        if refusal is not None:
-            await error_response(Request(scope), refusal)(scope, receive, send)
-            return
         scope.setdefault("state", {})["caller"] = caller
-        await self._app(scope, receive, send)
+        app = self._app if refusal is None else error_response(Request(scope), refusal)
+        if permission.action is not None:
+            app = self._audited(app, caller, permission.action)
+        await app(scope, receive, send)
 
     def _route(self, scope: Any) -> tuple[str, str] | None:
         """Return method and path of the route that will answer; None for what ends in a 404 or 405."""
@@ -156,22 +154,37 @@ class AccessApp:
             )
         return await self._gatekeeper.identify(authorization, address)
 
-    def _audited(self, scope: Any, send: Any, caller: Caller, action: Action) -> Any:
-        """Return a sender that writes down what was done before the client is told."""
+    def _audited(self, app: Any, caller: Caller, action: Action) -> Any:
+        """Return an application that writes down what was done before the client is told."""
 
-        async def recording_send(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                asked = {
-                    **QueryParams(scope["query_string"]),
-                    **scope.get("path_params", {}),
-                    **scope.get("state", {}).get(ASKED, {}),
-                }
-                await self._gatekeeper.record(
-                    caller, action, target=target_of(asked), status=message["status"]
-                )
-            await send(message)
+        async def audited(scope: Any, receive: Any, send: Any) -> None:
+            is_written = False
 
-        return recording_send
+            async def write(status: int) -> None:
+                nonlocal is_written
+                is_written = True
+                target = target_of(_asked(scope))
+                await self._gatekeeper.record(caller, action, target=target, status=status)
+
+            async def recording_send(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    await write(message["status"])
+                await send(message)
+
+            try:
+                await app(scope, receive, recording_send)
+            except Exception:  # answered further out, with an internal error
+                if not is_written:
+                    await write(500)
+                raise
+
+        return audited
+
+
+def _asked(scope: Any) -> dict[str, Any]:
+    """Return what a request is about, by its query, its path and what was noted of its body."""
+    noted = scope["state"].get(ASKED, {})
+    return {**QueryParams(scope["query_string"]), **scope.get("path_params", {}), **noted}
 
 
 def _check_browser(headers: Headers, origins: Iterable[str]) -> None:

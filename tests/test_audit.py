@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import stat
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import orjson
@@ -12,10 +13,13 @@ import pytest
 from docarray import DocumentArray
 from fastapi.testclient import TestClient
 
-from finetuner.access import Scope, TokenStore
+from finetuner import grpc_access
+from finetuner.access import ALL_SCOPES, Scope, TokenStore
 from finetuner.audit import AUDIT_FILE, Action, AuditLog, Deed, target_of
 from finetuner.errors import AliasNotFoundError, ConfigError
-from finetuner.gatekeeper import Gatekeeper
+from finetuner.flow_calls import request_for
+from finetuner.gatekeeper import Caller, Gatekeeper
+from finetuner.grpc_access import GuardedCall
 from finetuner.http_api import build_app
 from finetuner.wire import json_document
 
@@ -207,3 +211,49 @@ def test_the_deed_is_on_disk_before_the_client_knows(tmp_path):
     app = build_app(call, tmp_path, gatekeeper=Gatekeeper(tmp_path))
     asyncio.run(app(scope, receive, send))
     assert sent[0] == ("http.response.start", 1)
+
+
+def test_a_deed_that_ends_in_an_internal_error_is_written(tmp_path):
+    async def failing(_endpoint, _docs, _parameters):
+        raise RuntimeError("unforeseen")
+
+    with TestClient(build_app(failing, tmp_path), raise_server_exceptions=False) as client:
+        assert client.delete("/runs/r").status_code == 500
+    assert [(line["target"], line["status"]) for line in lines(tmp_path)] == [("default/r", 500)]
+
+
+# Over gRPC; tests/flows/test_security.py has a real Flow.
+
+
+def request_for_deletion(run_name, request_id="1"):
+    request = request_for("/delete", None, {"run_name": run_name})
+    request.header.request_id = request_id
+    return request
+
+
+def test_who_hangs_up_before_the_answer_is_written_down_too(tmp_path):
+    """Also when a client gives two requests one identity, which would let one hide the other."""
+
+    async def hang_up():
+        grpc_access._caller.set(Caller("laptop", "127.0.0.1", ALL_SCOPES))
+        with suppress(asyncio.CancelledError):
+            async with GuardedCall(Gatekeeper(tmp_path)) as call:
+                for name in ("a", "b", "c"):
+                    assert await call.refusal(request_for_deletion(name), {"/delete"}) is None
+                response = request_for_deletion("a")
+                await call.answered(response)
+                raise asyncio.CancelledError
+
+    asyncio.run(hang_up())
+    found = [(line["target"], line["status"]) for line in lines(tmp_path)]
+    assert found == [("default/a", 200), ("default/b", 499), ("default/c", 499)]
+
+
+def test_a_call_that_came_past_the_interceptor_is_refused(tmp_path):
+    async def ask():
+        async with GuardedCall(Gatekeeper(tmp_path)) as call:
+            return await call.refusal(request_for_deletion("a"), {"/delete"})
+
+    answer = asyncio.run(ask())
+    assert answer.header.status.exception.name == "AuthenticationRequiredError"
+    assert not (tmp_path / AUDIT_FILE).exists()

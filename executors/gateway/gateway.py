@@ -23,7 +23,7 @@ from finetuner.direct import DirectClient, socket_name, sockets_folder
 from finetuner.errors import FinetunerError, UnavailableError
 from finetuner.flow_calls import check_endpoint, clean, error_of, refusal, request_for
 from finetuner.gatekeeper import Gatekeeper
-from finetuner.grpc_access import guard, record_response, refused
+from finetuner.grpc_access import GuardedCall, guard
 from finetuner.http_api import build_app
 from finetuner.wire import request_document
 
@@ -133,17 +133,18 @@ class GuardedHandler:
         """Serve a stream of requests, as ``jina.Client`` sends them."""
         refusals: list[DataRequest] = []
 
-        async def admitted() -> AsyncIterator[DataRequest]:
+        async def admitted(call: GuardedCall) -> AsyncIterator[DataRequest]:
             async for request in request_iterator:
-                if (response := await self._refused(request)) is None:
+                if (response := await self._refusal(call, request)) is None:
                     yield request
                 else:
                     refusals.append(response)
 
         with self.availability.in_work():
-            async for response in self._handler.stream(admitted(), context):
-                await record_response(self._gatekeeper, response, response)
-                yield clean(response)
+            async with GuardedCall(self._gatekeeper) as call:
+                async for response in self._handler.stream(admitted(call), context):
+                    await call.answered(response)
+                    yield clean(response)
             for response in refusals:
                 yield response
 
@@ -163,19 +164,20 @@ class GuardedHandler:
 
     async def process_single_data(self, request: DataRequest, context: Any = None) -> DataRequest:
         """Serve one request."""
-        if (answer := await self._refused(request)) is not None:
-            return answer
-        with self.availability.in_work():
-            response = await self._handler.process_single_data(request, context)
-            await record_response(self._gatekeeper, response, response)
-            return clean(response)
+        async with GuardedCall(self._gatekeeper) as call:
+            if (answer := await self._refusal(call, request)) is not None:
+                return answer
+            with self.availability.in_work():
+                response = await self._handler.process_single_data(request, context)
+                await call.answered(response)
+                return clean(response)
 
-    async def _refused(self, request: DataRequest) -> DataRequest | None:
+    async def _refusal(self, call: GuardedCall, request: DataRequest) -> DataRequest | None:
         try:
             endpoints = await self.endpoints()
         except UnavailableError as error:
             return refusal(request, error)
-        return await refused(self._gatekeeper, request, endpoints)
+        return await call.refusal(request, endpoints)
 
 
 class HTTPServer(FastAPIBaseGateway):
