@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from docarray import DocumentArray
 
 from finetuner.callback import CALLBACKS
-from finetuner.client import Client, experiment_path, point_docarray_here, token
+from finetuner.client import Client, experiment_path, point_docarray_here, use_token
+from finetuner.client import token as current_token
 from finetuner.config import DEFAULT_EXPERIMENT, HardNegatives
 from finetuner.csv_file import CSVOptions
 from finetuner.errors import AuthenticationRequiredError, ConfigError
@@ -24,19 +25,24 @@ _client = Client()
 Texts = TypeVar("Texts", DocumentArray, Sequence[str])
 
 
-def login(force: bool = False, interactive: bool | None = None) -> None:
-    """Check that the server answers; there is nothing to log in to.
-
-    A server that asks for a token takes it from ``FINETUNER_TOKEN``.
+def login(
+    force: bool = False, interactive: bool | None = None, *, token: str | None = None
+) -> None:
+    """Check that the server answers and, where it asks for a token, that it takes ours.
 
     :param force: Ignored, as in the old API's scripts.
     :param interactive: Ignored.
-    :raises AuthenticationRequiredError: When the server asks for a token and has not got a valid one.
+    :param token: Sent with all calls from now on, docarray's too; when None, ``FINETUNER_TOKEN`` is.
+    :raises ConfigError: When the token is no word.
+    :raises AuthenticationRequiredError: When the server asks for a token and there is none.
+    :raises InvalidTokenError: When the server does not know the token.
     :raises UnavailableError: When no server answers.
     """
     del force, interactive
+    if token is not None:
+        use_token(token)
     point_docarray_here()
-    _client.get("/")
+    _client.get("/whoami")
 
 
 notebook_login = login
@@ -47,9 +53,9 @@ def get_token() -> str:
 
     :raises AuthenticationRequiredError: When ``FINETUNER_TOKEN`` is not set.
     """
-    if not token():
+    if not current_token():
         raise AuthenticationRequiredError("FINETUNER_TOKEN is not set")
-    return token()
+    return current_token()
 
 
 # Arguments of `fit` that mean something to the client alone, or nothing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,9 @@ import requests
 from finetuner.config import DEFAULT_HOST
 from finetuner.errors import (
     AuthenticationRequiredError,
+    ConfigError,
     FinetunerServerError,
+    InvalidTokenError,
     UnavailableError,
     error_class,
 )
@@ -26,6 +29,9 @@ _CONNECT_TIMEOUT_S = 5.0
 _READ_TIMEOUT_S = 300.0
 _SILENCE_TIMEOUT_S = 60.0
 _CHUNK_BYTES = 2**20
+# docarray asks for a login when it has nothing to send.
+NO_TOKEN = "none"
+_TOKEN = re.compile(r"[A-Za-z0-9_\-.~+/=]+")
 
 
 def server_url() -> str:
@@ -39,10 +45,26 @@ def token() -> str:
     return os.environ.get("FINETUNER_TOKEN", "")
 
 
+def use_token(value: str) -> None:
+    """Let all calls from now on carry a token; docarray's too, and those of processes started from here.
+
+    :param value: The token.
+    :raises ConfigError: When it has spaces or other signs that no token has.
+    """
+    if not _TOKEN.fullmatch(value):
+        raise ConfigError(
+            "a token is one word of letters, digits, `_` and `-`, as `finetuner token create` prints it"
+        )
+    os.environ["FINETUNER_TOKEN"] = value
+    point_docarray_here()
+
+
 def point_docarray_here() -> None:
     """Let ``DocumentArray.push`` and ``pull`` talk to our server, unless they are told otherwise."""
     os.environ.setdefault("JINA_HUBBLE_REGISTRY", server_url())
-    os.environ.setdefault("JINA_AUTH_TOKEN", token() or "none")
+    # Where the registry is another's, so is its token.
+    if os.environ["JINA_HUBBLE_REGISTRY"].rstrip("/") == server_url():
+        os.environ["JINA_AUTH_TOKEN"] = token() or os.environ.get("JINA_AUTH_TOKEN") or NO_TOKEN
 
 
 class Client:
@@ -177,8 +199,14 @@ def _translated(url: str) -> Iterator[None]:
 
 def _error_of(response: requests.Response) -> Exception:
     if response.status_code == 401:
+        if token():
+            return InvalidTokenError(
+                "this server does not know the token in FINETUNER_TOKEN: it was revoked, or is another "
+                "server's; `finetuner token create NAME --scope SCOPE` on the server makes a new one"
+            )
         return AuthenticationRequiredError(
-            "this server asks for a token: set FINETUNER_TOKEN to yours, or call finetuner.login()"
+            "this server asks for a token: set FINETUNER_TOKEN to yours, or call "
+            "finetuner.login(token='...')"
         )
     try:
         content = orjson.loads(response.content)

@@ -3,6 +3,8 @@
 FinetunerError
 ├─ MalformedRequestError (ValueError)         400  the body is no JSON object
 ├─ AuthenticationRequiredError (PermissionError) 401
+│  └─ InvalidTokenError                            there is a token, and it is none of the server's
+├─ ForbiddenError (PermissionError)           403  the token has not the scope that this needs
 ├─ NotFoundError (LookupError)                404
 │  ├─ EndpointNotFoundError                        no executor of the Flow has the endpoint
 │  ├─ RunNotFoundError, ExperimentNotFoundError, DataNotFoundError
@@ -21,6 +23,7 @@ FinetunerError
 ├─ CorruptedArtifact (ValueError)             422
 ├─ KeysMismatchError (ValueError)             422  two sets of weights are not of one model
 ├─ OverloadedError (RuntimeError)             429  more is waiting than can be answered in time
+│  └─ TooManyFailedLoginsError                     of one address
 ├─ UnavailableError (ConnectionError)         503  a server or an executor does not answer
 ├─ DeadlineExceededError (TimeoutError)       504  not answered within the time that the client gave
 ├─ InsufficientSpaceError (OSError)           507  what was asked for does not fit the disk or quota
@@ -52,6 +55,16 @@ class AuthenticationRequiredError(FinetunerError, PermissionError):
     """The server asks for a token and got none, or a wrong one."""
 
     http_status = 401
+
+
+class InvalidTokenError(AuthenticationRequiredError):
+    """The request has a token that is none of the server's, or is one no more."""
+
+
+class ForbiddenError(FinetunerError, PermissionError):
+    """Who asks is known, or need not be, and may not do this."""
+
+    http_status = 403
 
 
 class NotFoundError(FinetunerError, LookupError):
@@ -176,6 +189,10 @@ class OverloadedError(FinetunerError, RuntimeError):
         """When to come back, at least 1; read from the sentence, all that travels between processes."""
         found = re.search(r"retry in (\d+) s$", str(self))
         return max(1, int(found[1])) if found else 1
+
+
+class TooManyFailedLoginsError(OverloadedError):
+    """One address has sent too many tokens that are none of the server's."""
 
 
 class UnavailableError(FinetunerError, ConnectionError):

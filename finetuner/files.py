@@ -13,12 +13,13 @@ import orjson
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
     """Open a file for writing that takes the place of ``path`` when the block ends without an error.
 
     The bytes are on disk before the name is: a reader sees the old file or the new one, whole.
 
     :param path: The final name; its folder must exist.
+    :param mode: Who may read and write it.
     """
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -27,7 +28,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files that only the owner may read; a volume is read by other users too.
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -67,9 +68,14 @@ def _json(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, whole or not at all."""
-    with replacing(path) as file:
+def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
+    """Write a value as indented JSON, whole or not at all.
+
+    :param path: The file.
+    :param value: What JSON can hold.
+    :param mode: Who may read and write it.
+    """
+    with replacing(path, mode=mode) as file:
         file.write(_json(value))
 
 

@@ -6,6 +6,7 @@ call, so the two cannot give different answers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,16 @@ from finetuner.alias_routes import add_alias_routes
 from finetuner.availability import Availability, DrainingApp
 from finetuner.config import DEFAULT_EXPERIMENT
 from finetuner.encode_routes import Call, Encode, add_encode_routes, encoding_by
-from finetuner.http_messages import add_error_handlers, json_response, keyed, query, read_body
+from finetuner.gatekeeper import Gatekeeper
+from finetuner.http_access import add_access, add_cors
+from finetuner.http_messages import (
+    add_error_handlers,
+    json_response,
+    keyed,
+    note,
+    query,
+    read_body,
+)
 from finetuner.http_metrics import add_metrics
 from finetuner.hub_routes import add_hub_routes
 from finetuner.log_tail import Tails
@@ -29,6 +39,8 @@ from finetuner.space import Space
 from finetuner.stream_routes import add_stream_routes
 from finetuner.wire import json_document, read_json_document
 
+_RUN_FIELDS = ("run_name", "experiment_name")
+
 
 def build_app(
     call: Call,
@@ -37,6 +49,8 @@ def build_app(
     *,
     encode: Encode | None = None,
     quota_bytes: int | None = None,
+    gatekeeper: Gatekeeper | None = None,
+    cors_origins: Sequence[str] = (),
 ) -> FastAPI:
     """Return the application.
 
@@ -46,6 +60,9 @@ def build_app(
     :param availability: Shared with the server that serves the application; one of its own when None.
     :param encode: Asks the encoder for vectors; through ``call`` when None.
     :param quota_bytes: What may lie on the volume in all; None for what it holds.
+    :param gatekeeper: Shared with the gRPC side; one of its own, for loopback, when None.
+    :param cors_origins: Of pages that may read the answers in a browser, such as ``https://a.example.org``.
+    :raises ConfigError: When one of them is no origin.
     """
     availability = availability or Availability(call)
     app = FastAPI(
@@ -57,8 +74,10 @@ def build_app(
     )
     add_error_handlers(app)
     gate = OverloadGate(encode or encoding_by(call))
+    add_access(app, gatekeeper or Gatekeeper(workspace), cors_origins=cors_origins)
     add_metrics(app, call)
     app.add_middleware(DrainingApp, availability=availability)
+    add_cors(app, cors_origins)
     _add_health(app, availability)
     add_encode_routes(app, call, gate)
     add_openai_routes(app, call, gate)
@@ -76,6 +95,11 @@ def _add_health(app: FastAPI, availability: Availability) -> None:
     @app.get("/", tags=["service"], summary="What this is")
     async def root() -> Response:
         return json_response({"name": "finetuner-flow", "version": __version__, "docs": "/docs"})
+
+    @app.get("/whoami", tags=["service"], summary="Whom the token names, and what it opens")
+    async def whoami(request: Request) -> Response:
+        caller = request.state.caller
+        return json_response({"name": caller.name, "scopes": sorted(caller.scopes)})
 
     @app.get("/livez", tags=["service"], summary="Whether the gateway itself answers")
     async def live() -> Response:
@@ -107,8 +131,10 @@ def _add_fit(app: FastAPI, call: Call) -> None:
     async def fit(request: Request) -> Response:
         query(request)
         body = keyed(await read_body(request), request)
-        answer = read_json_document(await call("/fit", json_document(body), {}))
-        return json_response(answer, 201 if answer.pop("is_new") else 200)
+        note(request, **{field: body[field] for field in _RUN_FIELDS if field in body})
+        record = read_json_document(await call("/fit", json_document(body), {}))
+        note(request, run_name=record["name"], experiment_name=record["experiment_name"])
+        return json_response(record, 201 if record.pop("is_new") else 200)
 
 
 def _parameters(request: Request, run_name: str, *known: str) -> dict[str, Any]:

@@ -12,9 +12,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from finetuner.errors import (
+    AuthenticationRequiredError,
     ConfigError,
     EndpointNotFoundError,
     FinetunerError,
+    InvalidTokenError,
     MalformedRequestError,
     OverloadedError,
     SlowRequestError,
@@ -28,7 +30,14 @@ logger = logging.getLogger(__name__)
 _RESTART_S = "5"
 MAX_BODY_BYTES = 32 * 2**20
 _MOST_DIGITS = 15  # protobuf carries numbers as doubles
-_OPENAI_KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+# In the state of a request: what it is about, beside its path and query.
+ASKED = "asked"
+_OPENAI_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
 
 
 def json_response(
@@ -61,6 +70,9 @@ def error_response(request: Request, error: FinetunerError) -> Response:
         headers = {"Retry-After": str(error.retry_after_s)}
     elif isinstance(error, UnavailableError):
         headers = {"Retry-After": _RESTART_S}
+    elif isinstance(error, AuthenticationRequiredError):
+        cause = ', error="invalid_token"' if isinstance(error, InvalidTokenError) else ""
+        headers = {"WWW-Authenticate": f'Bearer realm="finetuner"{cause}'}
     return _named_error(request, error.http_status, name, sentence, headers=headers)
 
 
@@ -79,6 +91,15 @@ def _named_error(
         )
         content = {"error": {"message": sentence, "type": kind, "param": None, "code": name}}
     return json_response(content, status, headers=headers)
+
+
+def note(request: Request, **parameters: Any) -> None:
+    """Say what a request is about where its path and query do not, for the audit.
+
+    :param request: The request.
+    :param parameters: As the endpoints of the executors name them.
+    """
+    setattr(request.state, ASKED, parameters)
 
 
 async def read_body(request: Request, known: tuple[str, ...] | None = None) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from finetuner.errors import (
     MalformedRequestError,
     TooLargeError,
 )
-from finetuner.http_messages import query
+from finetuner.http_messages import note, query
+from finetuner.signed_links import LINK_FIELDS, sign
 from finetuner.space import Space, full_disk_named
 
 MAX_UPLOAD_BYTES = 4 * 2**30  # docarray's own limit
@@ -46,8 +47,8 @@ def add_hub_routes(app: FastAPI, space: Space) -> None:
     _add_writing(app, store, space)
 
     @app.post("/v2/rpc/user.identity.whoami", include_in_schema=False)
-    async def whoami() -> Response:
-        user = {"_id": "local", "name": "local", "nickname": "local"}
+    async def whoami(request: Request) -> Response:
+        user = dict.fromkeys(("_id", "name", "nickname"), request.state.caller.name)
         return JSONResponse({"code": 200, "data": user})
 
 
@@ -58,7 +59,10 @@ def _add_reading(app: FastAPI, store: DataStore) -> None:
             store.get(name)
         except FinetunerError as error:
             return _hub_error(error)
-        return JSONResponse({"data": {"download": f"{request.base_url}data/{quote(name)}"}})
+        token = request.state.caller.token
+        link = f"{request.base_url}data/{quote(name)}"
+        link += f"?{sign(f'/data/{name}', token)}" if token else ""
+        return JSONResponse({"data": {"download": link}})
 
     @app.post("/v2/rpc/artifact.list", include_in_schema=False)
     async def list_for_docarray() -> Response:
@@ -73,7 +77,7 @@ def _add_reading(app: FastAPI, store: DataStore) -> None:
 
     @app.get("/data/{name:path}", tags=["data"], summary="The documents that were pushed")
     async def documents(name: str, request: Request) -> Response:
-        query(request)
+        query(request, *LINK_FIELDS)
         return FileResponse(store.documents_path(name), media_type="application/octet-stream")
 
 
@@ -85,6 +89,7 @@ def _add_writing(app: FastAPI, store: DataStore, space: Space) -> None:
             file, name = form.get("file"), form.get("name")
             if not isinstance(file, UploadFile) or not isinstance(name, str):
                 raise ConfigError("an upload needs the fields file and name")
+            note(request, name=name)
             purpose = f"the upload `{name[:80]}`"
             await asyncio.to_thread(space.require, _STORED_SHARE * (file.size or 0), purpose)
             with full_disk_named(purpose):
@@ -96,8 +101,10 @@ def _add_writing(app: FastAPI, store: DataStore, space: Space) -> None:
     @app.post("/v2/rpc/artifact.delete", include_in_schema=False)
     async def delete(request: Request) -> Response:
         form = await _form(request, max_bytes=_MAX_FORM_BYTES)
+        name = str(form.get("name", form.get("id", "")))
+        note(request, name=name)
         try:
-            store.delete(str(form.get("name", form.get("id", ""))))
+            store.delete(name)
         except FinetunerError as error:
             return _hub_error(error)
         return JSONResponse({"data": {}})

@@ -145,6 +145,7 @@ def read_config(folder: Path) -> Any:
     :raises ModelNotFoundError: When it is missing, broken, or of an unknown type.
     """
     try:
+        # Said outright: left to itself, transformers asks at the terminal whether to run a model's code.
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise ModelNotFoundError(f"the model in `{folder.name}` cannot be loaded: {exc}") from exc

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -30,7 +31,7 @@ from finetuner.model_folder import (
     write_stages,
 )
 from finetuner.pooling import POOLERS, Pooler
-from finetuner.schema import documented
+from finetuner.schema import documented, read
 from finetuner.tokens import INPUT_NAMES, TextTokenizer
 
 transformers_logging.disable_progress_bar()
@@ -67,6 +68,20 @@ class ModelOptions:
             raise ConfigError(
                 f"model_options.output_dim must be from 1 to {_WIDEST_HEAD}, got {self.output_dim}"
             )
+
+
+def read_options(given: Mapping[str, Any]) -> ModelOptions:
+    """Return ``model_options`` as they came.
+
+    :param given: By name.
+    :raises ConfigError: When one is unknown, of another type or out of range, or asks to run a model's code.
+    """
+    if "trust_remote_code" in given:
+        raise ConfigError(
+            "model_options.trust_remote_code is refused: code that comes with a model is never run here. "
+            "Leave it out, and take a model of a type that transformers itself knows"
+        )
+    return read(ModelOptions, given, "model_options")
 
 
 class EmbeddingModel(nn.Module):

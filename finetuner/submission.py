@@ -24,7 +24,13 @@ from finetuner.evaluation import EvaluationSet
 from finetuner.loggers import check_loggers
 from finetuner.losses import CENTRE_LOSSES
 from finetuner.metrics import METRIC_NAMES
-from finetuner.models import ModelOptions, check_options, read_dim, read_n_layers
+from finetuner.models import (
+    ModelOptions,
+    check_options,
+    read_dim,
+    read_n_layers,
+    read_options,
+)
 from finetuner.monitoring import watched
 from finetuner.pairs import Texts, labelled_together, read_rows
 from finetuner.resubmission import Submitted, create_once
@@ -129,7 +135,7 @@ def _vector_length(config: RunConfig, workspace: Path) -> int | None:
 
     :raises ConfigError: When the model cannot have the options.
     """
-    options = read(ModelOptions, config.model_options, "model_options")
+    options = read_options(config.model_options)
     if config.output_dim is not None:
         if options.output_dim not in (None, config.output_dim):
             raise ConfigError(

@@ -28,6 +28,12 @@ ORDER = (
         "holder",
         "heartbeat",
         "exits",
+        "access",
+        "audit",
+        "failed_logins",
+        "permissions",
+        "signed_links",
+        "gatekeeper",
         "data",
         "pairs",
         "csv_file",
@@ -83,6 +89,7 @@ EDGE = (
     *("http_messages", "http_metrics", "hub_routes", "openai_routes", "openapi"),
     *("availability", "connections", "direct", "gc_command", "overload", "parts", "serve"),
     *("log_tail", "stream_routes"),
+    *("grpc_access", "http_access", "token_command"),
 )
 
 _MODULES = sorted(path.relative_to(_PACKAGE).as_posix()[:-3] for path in _PACKAGE.rglob("*.py"))
