@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import secrets
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,14 +18,18 @@ from finetuner.data import HasRows, write_jsonl
 from finetuner.errors import (
     ArtifactNotFound,
     ConfigError,
+    ConflictError,
     ExperimentNotFoundError,
     RunExistsError,
     RunNotFoundError,
 )
-from finetuner.files import sync_folder, write_json
+from finetuner.files import make_folder, remove_folder, sync_folder, sync_tree, write_json
 from finetuner.names import check_name
 from finetuner.runs import SUBMITTED, Run
 from finetuner.states import State, Status
+
+# What a file system says of a folder in the place of another, or with something in it.
+_NAME_IS_TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 
 
 class RunStore:
@@ -65,10 +69,13 @@ class RunStore:
             created = asdict(State(Status.CREATED, SUBMITTED, at=created_at))
             del created["number"]
             write_json(new / "states" / "000000.json", created)
+            sync_tree(new)
             try:
                 new.rename(folder)
-            except OSError as exc:  # another request took the name meanwhile
-                raise self._exists(config) from exc
+            except OSError as exc:
+                if exc.errno not in _NAME_IS_TAKEN:
+                    raise
+                raise self._exists(config) from exc  # by another request meanwhile
         sync_folder(experiment)
         return Run(folder)
 
@@ -105,10 +112,16 @@ class RunStore:
         return [run for _, _, run in sorted(runs, key=itemgetter(0, 1))]
 
     def delete(self, run: Run) -> None:
-        """Remove a run's folder; the run must have ended, so that nobody starts it meanwhile."""
-        with tempfile.TemporaryDirectory(dir=self._root, prefix=".deleted-") as temporary:
-            # First out of sight at once, then file by file.
-            run.folder.rename(Path(temporary) / run.name)
+        """Remove a run's folder; the run must have ended, so that nobody starts it meanwhile.
+
+        :raises RunNotFoundError: When it was deleted meanwhile.
+        """
+        try:
+            remove_folder(run.folder, by_way_of=self._root)
+        except FileNotFoundError as exc:
+            raise RunNotFoundError(
+                f"no run `{run.name}` in experiment `{run.experiment_name}`"
+            ) from exc
 
     def find_artifact(self, artifact: str) -> Path:
         """Return the artifact of a finished run.
@@ -136,9 +149,7 @@ class RunStore:
 
     def create_experiment(self, name: str) -> Path:
         """Return an experiment's folder, made when it is new."""
-        folder = self._root / check_name(name, "experiment name")
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return make_folder(self._root / check_name(name, "experiment name"))
 
     def get_experiment(self, name: str) -> dict[str, Any]:
         """Return what the API shows of an experiment.
@@ -169,6 +180,13 @@ class RunStore:
         """Remove an experiment; its runs must have been deleted.
 
         :raises ExperimentNotFoundError: When there is none of that name.
+        :raises ConflictError: When it holds a run, perhaps one that was created a moment ago.
         """
         self.get_experiment(name)
-        shutil.rmtree(self._root / name)
+        try:
+            (self._root / name).rmdir()  # unlike rmtree, it takes no run with it
+        except OSError as exc:
+            if exc.errno not in _NAME_IS_TAKEN:
+                raise
+            raise ConflictError(f"experiment `{name}` holds a run; delete its runs first") from exc
+        sync_folder(self._root)

@@ -40,7 +40,7 @@ from finetuner.errors import (
     RunNotFoundError,
     RunPreparingError,
 )
-from finetuner.files import read_json, replacing, write_new_json
+from finetuner.files import make_folder, read_json, replacing, write_new_json
 from finetuner.heartbeat import Beat, read_beat
 from finetuner.holder import own_name
 from finetuner.schema import read
@@ -130,29 +130,29 @@ class Run:
         ]
 
     def _newest_number(self) -> int:
-        folder = self.folder / "states"
         try:
-            if not folder.is_dir():
-                self._take_over_old_form(folder)
-            names = os.listdir(folder)
-        except FileNotFoundError as exc:
+            return max(self._numbers() or self._take_over_old_form())
+        except FileNotFoundError as exc:  # it was deleted, or is just being deleted
             raise self._not_found() from exc
-        numbers = [int(name[:-5]) for name in names if name[0] != "."]
-        if not numbers:  # it is being deleted
-            raise self._not_found()
-        return max(numbers)
 
-    def _take_over_old_form(self, folder: Path) -> None:
+    def _numbers(self) -> list[int]:
+        try:
+            names = os.listdir(self.folder / "states")
+        except FileNotFoundError:
+            return []
+        return [int(name[:-5]) for name in names if name[0] != "."]
+
+    def _take_over_old_form(self) -> list[int]:
         """Make the first state of a run of version 0.1.0, which had one file, replaced at each step.
 
         :raises FileNotFoundError: When it has none of that either.
         """
         old = read(State, read_json(self.folder / "state.json"), "state.json")
-        folder.mkdir(exist_ok=True)
         content = asdict(old)
         del content["number"]
         with contextlib.suppress(FileExistsError):
-            write_new_json(folder / "000000.json", content)
+            write_new_json(make_folder(self.folder / "states") / "000000.json", content)
+        return [0]
 
     def beat(self, state: State) -> Beat | None:
         """Return the last heartbeat of the worker whose claim a state is; None when there is none."""
@@ -182,12 +182,11 @@ class Run:
         del content["number"]
         try:
             write_new_json(self.folder / "states" / f"{number:06}.json", content)
-        except FileExistsError as exc:
+        except (FileExistsError, FileNotFoundError) as exc:
+            self.state()  # or it was deleted
             raise RunChangedError(
                 f"run `{self.name}` is no longer {before.status}; look at it again"
             ) from exc
-        except FileNotFoundError as exc:
-            raise self._not_found() from exc
         return state
 
     def claim(self) -> State:
