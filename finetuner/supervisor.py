@@ -190,6 +190,9 @@ class Supervisor:
                 state = run.state()
                 if not state.status.is_waiting:
                     continue
+                if run.is_to_be_cancelled():  # by one that was gone before it could do so
+                    run.step(state, Status.CANCELLED, CANCELLED, actor=Actor.SERVICE)
+                    continue
                 gpus = self._gpus_for(run.config())
                 # Those of a larger run are not given to later ones, or it would wait for ever.
                 if gpus is None or (gpus and is_short_of_gpus):

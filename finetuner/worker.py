@@ -80,6 +80,7 @@ def _hold(run: Run, claim: State, stop: StopSignal, work: Work) -> int:
             os.kill(os.getpid(), signal.SIGTERM)
 
     try:
+        look()
         with (
             open_log(run.folder / "log.txt") as console,
             Heartbeat(run.folder / HEARTBEAT_FILE, claim.number, look=look) as heartbeat,
