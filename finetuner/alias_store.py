@@ -227,7 +227,7 @@ class AliasStore:
 
         :raises ConflictError: When it is not free in time.
         """
-        make_folder(self._folder)
+        make_folder(self._folder, parents=True)
         with lock.wait_for(self._folder / ".lock", doing="changing aliases"):
             yield
 

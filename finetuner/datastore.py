@@ -80,7 +80,7 @@ class DataStore:
         :raises DataError: When the stream is anything else, or cut short.
         """
         check_data_name(name)
-        make_folder(self._root)
+        make_folder(self._root, parents=True)
         with tempfile.TemporaryDirectory(dir=self._root, prefix=".upload-") as temporary:
             upload = Path(temporary) / secrets.token_hex(8)
             upload.mkdir()

@@ -52,10 +52,15 @@ def sync_tree(folder: Path) -> None:
         sync_folder(Path(path))
 
 
-def make_folder(path: Path) -> Path:
-    """Return a folder, made durably when it is new, with those above it."""
+def make_folder(path: Path, *, parents: bool = False) -> Path:
+    """Return a folder, made durably when it is new.
+
+    :param path: The folder.
+    :param parents: Make those above it too.
+    :raises FileNotFoundError: When the one above it is gone, and must not be made.
+    """
     new = [folder for folder in (path, *path.parents) if not folder.is_dir()]
-    path.mkdir(parents=True, exist_ok=True)
+    path.mkdir(parents=parents, exist_ok=True)
     for folder in new:
         sync_folder(folder.parent)
     return path

@@ -149,7 +149,7 @@ class RunStore:
 
     def create_experiment(self, name: str) -> Path:
         """Return an experiment's folder, made when it is new."""
-        return make_folder(self._root / check_name(name, "experiment name"))
+        return make_folder(self._root / check_name(name, "experiment name"), parents=True)
 
     def get_experiment(self, name: str) -> dict[str, Any]:
         """Return what the API shows of an experiment.
