@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import logging
 import secrets
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from finetuner.errors import (
     ConfigError,
     ConflictError,
     ExperimentNotFoundError,
+    FinetunerServerError,
     RunExistsError,
     RunNotFoundError,
 )
@@ -27,6 +29,15 @@ from finetuner.files import make_folder, remove_folder, sync_folder, sync_tree, 
 from finetuner.names import check_name
 from finetuner.runs import SUBMITTED, Run
 from finetuner.states import State, Status
+
+logger = logging.getLogger(__name__)
+
+
+@lru_cache(1024)
+def _tell(damage: str) -> None:
+    """Log what is damaged; once, for runs are listed every few seconds."""
+    logger.error("%s", damage)
+
 
 # What a file system says of a folder in the place of another, or with something in it.
 _NAME_IS_TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
@@ -97,7 +108,7 @@ class RunStore:
         return Run(folder)
 
     def list(self, experiment_name: str | None = None) -> list[Run]:
-        """Return the runs of one experiment, or of all, oldest first.
+        """Return the runs of one experiment, or of all, oldest first; those that are damaged are left out.
 
         :raises ExperimentNotFoundError: When the experiment does not exist.
         """
@@ -107,8 +118,12 @@ class RunStore:
         for path in self._root.glob(f"{experiment_name or '*'}/*/spec.json"):
             run = Run(path.parent)
             if not run.experiment_name.startswith("."):
-                with contextlib.suppress(RunNotFoundError):  # deleted since the folder was listed
+                try:
                     runs.append((run.spec()["created_at"], run.name, run))
+                except RunNotFoundError:  # deleted since the folder was listed
+                    continue
+                except FinetunerServerError as exc:
+                    _tell(str(exc))
         return [run for _, _, run in sorted(runs, key=itemgetter(0, 1))]
 
     def delete(self, run: Run) -> None:

@@ -33,6 +33,7 @@ import orjson
 
 from finetuner.config import RunConfig
 from finetuner.errors import (
+    FinetunerServerError,
     RunCancelledError,
     RunChangedError,
     RunFailedError,
@@ -104,30 +105,41 @@ class Run:
         """Return ``spec.json``: ``artifact_id``, ``created_at``, ``description`` and ``config``.
 
         :raises RunNotFoundError: When the run was deleted.
+        :raises FinetunerServerError: When the file is damaged.
         """
-        return dict(self._read("spec.json"))
+        try:
+            return dict(self._read("spec.json"))
+        except ValueError as exc:
+            raise FinetunerServerError(
+                f"The file spec.json of run `{self.name}` in experiment `{self.experiment_name}` is "
+                "damaged; put it back from a copy, or remove the run's folder",
+                str(exc),
+            ) from exc
 
     def config(self) -> RunConfig:
         """Return the run's settings."""
         return read(RunConfig, self.spec()["config"], "spec.json")
 
     def state(self) -> State:
-        """Return where the run is.
+        """Return where the run is; one whose state the disk has lost has failed.
 
         :raises RunNotFoundError: When the run was deleted.
         """
-        number = self._newest_number()
-        state = replace(read(State, self._read(f"states/{number:06}.json"), "state"), number=number)
+        state = self._state(self._newest_number())
         if state.status is Status.STARTED and (beat := self.beat(state)) and beat.details:
             return replace(state, details=beat.details)
         return state
 
     def history(self) -> list[State]:
         """Return all states that the run has been in, the present one last."""
-        return [
-            replace(read(State, self._read(f"states/{number:06}.json"), "state"), number=number)
-            for number in range(self._newest_number() + 1)
-        ]
+        return [self._state(number) for number in range(self._newest_number() + 1)]
+
+    def _state(self, number: int) -> State:
+        name = f"states/{number:06}.json"
+        try:
+            return replace(read(State, self._read(name), name), number=number)
+        except ValueError as exc:
+            return State(Status.FAILED, f"The file {name} is damaged: {exc}", number=number)
 
     def _newest_number(self) -> int:
         try:

@@ -23,7 +23,7 @@ import psutil
 
 import finetuner
 from finetuner.config import Device, RunConfig
-from finetuner.errors import ConflictError, NotFoundError, RunNotFoundError
+from finetuner.errors import ConfigError, ConflictError, NotFoundError, RunNotFoundError
 from finetuner.gpus import VISIBLE, choose_gpus, visible_gpus
 from finetuner.holder import EXPIRY_S, Life, life_of, send_signal
 from finetuner.interruption import Interruption, n_kernel_kills, of_exit, of_silence
@@ -147,14 +147,15 @@ class Supervisor:
                 with self._lock:
                     self._tick(is_woken)
             # The volume is full or away for a moment, or a run was deleted or taken by another service:
-            # the next tick tries again.
-            except (OSError, NotFoundError, ConflictError) as exc:
+            # the next tick tries again. Whatever else it is, all runs would be forgotten without this thread.
+            except Exception as exc:
                 self._tell(exc)
 
     def _tell(self, error: Exception) -> None:
         """Log what keeps the runs from being looked after, once as long as it is the same."""
         if str(error) != self._told:
-            logger.error("cannot look after the runs: %s", error)
+            is_known = isinstance(error, OSError | NotFoundError | ConflictError)
+            logger.error("cannot look after the runs: %s", error, exc_info=not is_known)
         self._told = str(error)
 
     def _tick(self, is_woken: bool) -> None:
@@ -186,14 +187,20 @@ class Supervisor:
                 or self._not_before.get(run.folder, 0) > time.monotonic()
             ):
                 continue
-            with suppress(RunNotFoundError):
+            with suppress(NotFoundError, ConflictError):
                 state = run.state()
                 if not state.status.is_waiting:
                     continue
                 if run.is_to_be_cancelled():  # by one that was gone before it could do so
                     run.step(state, Status.CANCELLED, CANCELLED, actor=Actor.SERVICE)
                     continue
-                gpus = self._gpus_for(run.config())
+                try:
+                    gpus = self._gpus_for(run.config())
+                except (
+                    ConfigError
+                ) as exc:  # of another version; the runs behind it do not wait for it
+                    run.step(state, Status.FAILED, str(exc), actor=Actor.SERVICE)
+                    continue
                 # Those of a larger run are not given to later ones, or it would wait for ever.
                 if gpus is None or (gpus and is_short_of_gpus):
                     is_short_of_gpus = True
