@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -29,7 +28,7 @@ from finetuner.errors import (
     RunNotFoundError,
 )
 from finetuner.file_cache import FileCache
-from finetuner.files import read_json, sync_folder, write_json
+from finetuner.files import make_folder, read_json, sync_folder, write_json
 from finetuner.names import check_name
 from finetuner.run_store import RunStore
 from finetuner.schema import nearest, read
@@ -37,8 +36,6 @@ from finetuner.targets import Promotion, Targets
 
 Warm = Callable[[Target], None]
 _ARTIFACT_ID = re.compile(r"[0-9a-fA-F]{24}")
-_LOCK_TIMEOUT_S = 30.0
-_LOCK_INTERVAL_S = 0.005
 
 
 def _no_warm_up(_target: Target) -> None:
@@ -230,15 +227,9 @@ class AliasStore:
 
         :raises ConflictError: When it is not free in time.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + _LOCK_TIMEOUT_S
-        while time.monotonic() < deadline:
-            with lock.hold(self._folder / ".lock") as is_free:
-                if is_free:
-                    yield
-                    return
-            time.sleep(_LOCK_INTERVAL_S)
-        raise ConflictError("another server is changing aliases and does not end; try again")
+        make_folder(self._folder, parents=True)
+        with lock.wait_for(self._folder / ".lock", doing="changing aliases"):
+            yield
 
 
 def _read_alias(path: Path) -> Alias:

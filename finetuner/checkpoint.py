@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import torch
 
-from finetuner.files import read_json, replacing, write_json
+from finetuner.files import make_folder, read_json, replacing, write_json
 
 logger = logging.getLogger(__name__)
 _N_KEPT = 2
@@ -33,7 +33,7 @@ class CheckpointStore:
         :param state: Tensors, numbers, strings, and lists and dicts of these.
         :param step: Steps done in the whole run; a later checkpoint has a higher one.
         """
-        self.folder.mkdir(exist_ok=True)
+        make_folder(self.folder)
         path = self.folder / f"step-{step:09}.pt"
         with replacing(path) as file:
             hashing = _HashingFile(file)

@@ -1,18 +1,19 @@
 """Stored data: DocumentArrays on the volume under a name, as docarray's ``push`` and ``pull`` move them.
 
-``data/{name}/documents`` holds the stream that a client pushed (:mod:`finetuner.document_stream`).
-``texts.jsonl`` holds its texts and labels in our own form,
-made once at the push, so that starting a run on 100,000 documents costs no decoding. Nothing here
-reads pickle.
+``data/{name}/entry.json`` describes what has the name, and says in which folder beside it that lies, so
+that pushing it again replaces all of it at once. There, ``documents`` holds the stream that a client
+pushed (:mod:`finetuner.document_stream`). ``texts.jsonl`` holds its texts and labels in our own form, made
+once at the push, so that starting a run on 100,000 documents costs no decoding. Nothing here reads pickle.
 """
 
 from __future__ import annotations
 
-import os
+import contextlib
+import secrets
 import shutil
 import tempfile
-import threading
 import zlib
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,15 +22,24 @@ from urllib.parse import quote, unquote
 
 from docarray import DocumentArray
 
+from finetuner import lock
 from finetuner.data import write_jsonl
 from finetuner.document_stream import read_documents
 from finetuner.errors import DataError, DataNotFoundError
-from finetuner.files import read_json, sync_folder, write_json
+from finetuner.files import (
+    make_folder,
+    read_json,
+    remove_folder,
+    sync_folder,
+    sync_tree,
+    write_json,
+)
 from finetuner.names import check_data_name
 from finetuner.pairs import Texts, read_data
 from finetuner.pairs import read_documents as read_texts
 
 _PADDING_BYTES = 8192
+_ENTRY = "entry.json"
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,6 @@ class DataStore:
 
     def __init__(self, workspace: Path) -> None:
         self._root = workspace / "data"
-        self._swapping = threading.Lock()
 
     def _folder(self, name: str) -> Path:
         # One level only: `a` and `a/b` must not lie in each other.
@@ -64,14 +73,13 @@ class DataStore:
         :raises DataError: When the stream is anything else, or cut short.
         :raises TooLargeError: When it holds more than the limits of such a stream.
         """
-        folder = self._folder(name)
-        self._root.mkdir(parents=True, exist_ok=True)
+        check_data_name(name)
+        make_folder(self._root, parents=True)
         with tempfile.TemporaryDirectory(dir=self._root, prefix=".upload-") as temporary:
-            upload = Path(temporary) / "whole"
+            upload = Path(temporary) / secrets.token_hex(8)
             upload.mkdir()
             with (upload / "documents").open("wb") as file:
                 shutil.copyfileobj(stream, file)
-                os.fsync(file.fileno())
             documents = DocumentArray(read_documents(upload / "documents"))
             entry = StoredData(
                 name=name,
@@ -81,21 +89,45 @@ class DataStore:
             )
             _write_texts(documents, upload)
             _pad(upload / "documents")
-            write_json(upload / "entry.json", asdict(entry))
-            with self._swapping:
-                if folder.exists():
-                    folder.rename(Path(temporary) / "replaced")
-                upload.rename(folder)
-        sync_folder(self._root)
+            sync_tree(upload)
+            with self._changing():
+                self._put(entry, upload)
         return entry
+
+    def _put(self, entry: StoredData, upload: Path) -> None:
+        """Let a name stand for an upload, and remove what it stood for; the lock is held."""
+        folder = make_folder(self._folder(entry.name))
+        upload.rename(folder / upload.name)
+        sync_folder(folder)
+        write_json(folder / _ENTRY, {**asdict(entry), "folder": upload.name})
+        for path in folder.iterdir():
+            if path.name in (upload.name, _ENTRY):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def _changing(self) -> AbstractContextManager[None]:
+        return lock.wait_for(self._root / ".lock", doing="changing stored data")
+
+    def _read(self, name: str) -> tuple[StoredData, Path]:
+        """Return an entry and where it lies."""
+        content = read_json(self._folder(name) / _ENTRY)
+        # Version 0.1.0 had no folder of its own for it.
+        folder = self._folder(name) / content.pop("folder", "")
+        return StoredData(**content), folder
 
     def get(self, name: str) -> StoredData:
         """Return an entry.
 
         :raises DataNotFoundError: When nothing has the name.
         """
+        return self._find(name)[0]
+
+    def _find(self, name: str) -> tuple[StoredData, Path]:
         try:
-            return StoredData(**read_json(self._folder(name) / "entry.json"))
+            return self._read(name)
         except FileNotFoundError as exc:
             known = ", ".join(entry.name for entry in self.list()) or "none"
             raise DataNotFoundError(
@@ -107,10 +139,12 @@ class DataStore:
         """Return all entries by name; none when nothing was stored."""
         if not self._root.is_dir():
             return []
-        names = [unquote(f.name) for f in self._root.iterdir() if (f / "entry.json").is_file()]
-        return [
-            StoredData(**read_json(self._folder(name) / "entry.json")) for name in sorted(names)
-        ]
+        names = [unquote(f.name) for f in self._root.iterdir() if (f / _ENTRY).is_file()]
+        entries = []
+        for name in sorted(names):
+            with contextlib.suppress(FileNotFoundError):  # deleted since the folder was listed
+                entries.append(self._read(name)[0])
+        return entries
 
     def delete(self, name: str) -> None:
         """Remove an entry.
@@ -118,17 +152,16 @@ class DataStore:
         :raises DataNotFoundError: When nothing has the name.
         """
         self.get(name)
-        with tempfile.TemporaryDirectory(dir=self._root, prefix=".deleted-") as temporary:
-            # First out of sight at once, then file by file.
-            self._folder(name).rename(Path(temporary) / "deleted")
+        with self._changing():
+            self.get(name)  # perhaps no longer
+            remove_folder(self._folder(name), by_way_of=self._root)
 
     def documents_path(self, name: str) -> Path:
         """Return the file that ``DocumentArray.pull`` reads.
 
         :raises DataNotFoundError: When nothing has the name.
         """
-        self.get(name)
-        return self._folder(name) / "documents"
+        return self._find(name)[1] / "documents"
 
     def texts(self, name: str) -> Texts:
         """Return the texts and labels, or the pairs, of stored documents.
@@ -136,10 +169,10 @@ class DataStore:
         :raises DataNotFoundError: When nothing has the name.
         :raises DataError: When a document has no text.
         """
-        self.get(name)
-        path = self._folder(name) / "texts.jsonl"
+        folder = self._find(name)[1]
+        path = folder / "texts.jsonl"
         if not path.exists():
-            reason = read_json(self._folder(name) / "no-texts.json")
+            reason = read_json(folder / "no-texts.json")
             raise DataError(f"the stored data `{name}` cannot be used as texts: {reason}")
         return read_data(path)
 

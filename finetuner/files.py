@@ -45,6 +45,40 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(folder: Path) -> None:
+    """Make a new folder durable with all that is in it, before it gets the name that others look for."""
+    for path, _, names in os.walk(folder):
+        for name in names:
+            sync_folder(Path(path) / name)  # of a file it is its content
+        sync_folder(Path(path))
+
+
+def make_folder(path: Path, *, parents: bool = False) -> Path:
+    """Return a folder, made durably when it is new.
+
+    :param path: The folder.
+    :param parents: Make those above it too.
+    :raises FileNotFoundError: When the one above it is gone, and must not be made.
+    """
+    new = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+    path.mkdir(parents=parents, exist_ok=True)
+    for folder in new:
+        sync_folder(folder.parent)
+    return path
+
+
+def remove_folder(folder: Path, *, by_way_of: Path) -> None:
+    """Remove a folder: first out of sight, at once and for good, then file by file.
+
+    :param folder: It.
+    :param by_way_of: Where what is being removed lies, under a name with a dot; on the same volume.
+    :raises FileNotFoundError: When it is gone already.
+    """
+    with tempfile.TemporaryDirectory(dir=by_way_of, prefix=".deleted-") as temporary:
+        folder.rename(Path(temporary) / folder.name)
+        sync_folder(folder.parent)
+
+
 def write_new_json(path: Path, value: Any) -> None:
     """Write a value as JSON under a name that must be free, whole or not at all.
 

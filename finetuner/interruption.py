@@ -67,14 +67,20 @@ def of_exit(code: int | None, n_kernel_kills: int = 0) -> Interruption:
     if code in known:
         return known[code]
     if code is not None and code < 0:
-        name = signal.Signals(-code).name
         reason = ""
-        if name == "SIGKILL":
+        if -code == signal.SIGKILL:
             reason = " for want of memory" if n_kernel_kills > 0 else " (by hand, or out of memory)"
-        return Interruption(f"The worker was ended by {name}{reason}")
+        return Interruption(f"The worker was ended by {_signal_name(-code)}{reason}")
     return Interruption(
         f"The worker ended with exit code {code}; see worker.txt", is_own_fault=True
     )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most of the real-time ones have none
+        return f"signal {number}"
 
 
 def of_silence(silence: Silence, expiry_s: float, hang_timeout_s: float) -> Interruption | None:

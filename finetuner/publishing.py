@@ -14,6 +14,7 @@ from pathlib import Path
 from finetuner.adaptation import merge_lora
 from finetuner.artifact import ONNX_GRAPH, Manifest, VariantFigures, pack
 from finetuner.config import RunConfig
+from finetuner.files import make_folder, remove_folder, sync_folder, sync_tree
 from finetuner.models import LoadedModel, ModelOptions, save_model
 from finetuner.onnx_export import export_onnx
 from finetuner.quantization import add_variants, describe
@@ -126,23 +127,28 @@ def keep_model(
     if hasattr(loaded.model.backbone, "peft_config"):
         loaded = replace(loaded, model=copy.deepcopy(loaded.model))
         merge_lora(loaded.model)
-    folder = run.folder / "epochs"
-    folder.mkdir(exist_ok=True)
+    folder = make_folder(run.folder / "epochs")
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
         new = Path(temporary) / "model"
         new.mkdir()
         save_model(loaded, new, prompts=prompts)
+        sync_tree(new)
         target = folder / f"epoch-{epoch}"
-        shutil.rmtree(target, ignore_errors=True)
+        if target.exists():  # from before an interruption
+            remove_folder(target, by_way_of=folder)
         new.rename(target)
+    sync_folder(folder)
     kept = sorted(folder.glob("epoch-*"), key=lambda path: int(path.name.partition("-")[2]))
     for old in kept[:-n_kept]:
-        shutil.rmtree(old)
+        remove_folder(old, by_way_of=folder)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files and folders of a worker that was killed; the run is claimed."""
-    for path in (*folder.glob(".*"), *folder.glob("epochs/.*")):
+    newest = max(path.name for path in folder.glob("states/[0-9]*"))
+    # Another process may be writing a later one.
+    states = (path for path in folder.glob("states/.*") if path.name[1:] < f"{newest}~")
+    for path in (*folder.glob(".*"), *folder.glob("epochs/.*"), *states):
         if path.name.startswith(f".{CANCEL_FILE}"):  # its owner may be writing it
             continue
         if path.is_dir():

@@ -9,6 +9,7 @@ while: a folder that had just changed when it was listed, or was listed some sec
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -19,9 +20,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from finetuner.errors import RunNotFoundError
+from finetuner.errors import FinetunerServerError, RunNotFoundError
 from finetuner.runs import Run
 
+logger = logging.getLogger(__name__)
 _COARSEST_TIME_S = 2.0
 _SHORTEST_TRUST_S = 1.0
 _LONGEST_TRUST_S = 5.0
@@ -188,8 +190,17 @@ def _read_entry(folder: os.DirEntry[str]) -> _Entry | None:
         spec = run.spec()
         return _Entry(run, _inode(folder), spec["created_at"], spec["artifact_id"])
     # Deleted since it was listed, no run at all, or one that someone copies here right now.
-    except (RunNotFoundError, ValueError, KeyError):
+    except (RunNotFoundError, KeyError):
         return None
+    except FinetunerServerError as exc:  # it is damaged
+        _tell(str(exc))
+        return None
+
+
+@lru_cache(1024)
+def _tell(damage: str) -> None:
+    """Log what is damaged; once, for runs are listed every few seconds."""
+    logger.error("%s", damage)
 
 
 @lru_cache(maxsize=32)

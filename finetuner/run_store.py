@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 import shutil
 import tempfile
@@ -16,17 +17,21 @@ from finetuner.data import HasRows, write_jsonl
 from finetuner.errors import (
     ArtifactNotFound,
     ConfigError,
+    ConflictError,
     ExperimentNotFoundError,
     RunExistsError,
     RunNotFoundError,
 )
-from finetuner.files import sync_folder, write_json
+from finetuner.files import make_folder, remove_folder, sync_folder, sync_tree, write_json
 from finetuner.identity import data_digests
 from finetuner.names import check_name
 from finetuner.run_index import index_of
-from finetuner.run_keys import RunKeys
+from finetuner.run_keys import KEYS, RunKeys
 from finetuner.runs import SUBMITTED, Run
 from finetuner.states import State, Status
+
+# What a file system says of a folder in the place of another, or with something in it.
+_NAME_IS_TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 
 
 class RunStore:
@@ -68,10 +73,13 @@ class RunStore:
             created = asdict(State(Status.CREATED, SUBMITTED, at=created_at))
             del created["number"]
             write_json(new / "states" / "000000.json", created)
+            sync_tree(new)
             try:
                 new.rename(folder)
-            except OSError as exc:  # another request took the name meanwhile
-                raise self._exists(config) from exc
+            except OSError as exc:
+                if exc.errno not in _NAME_IS_TAKEN:
+                    raise
+                raise self._exists(config) from exc  # by another request meanwhile
         sync_folder(experiment)
         run = Run(folder)
         self._index.add(run, spec)
@@ -95,7 +103,7 @@ class RunStore:
         return Run(folder)
 
     def list(self, experiment_name: str | None = None) -> list[Run]:
-        """Return the runs of one experiment, or of all, oldest first.
+        """Return the runs of one experiment, or of all, oldest first; those that are damaged are left out.
 
         :raises ExperimentNotFoundError: When the experiment does not exist.
         """
@@ -104,13 +112,20 @@ class RunStore:
         return self._index.runs(experiment_name)
 
     def delete(self, run: Run) -> None:
-        """Remove a run's folder; the run must have ended, so that nobody starts it meanwhile."""
+        """Remove a run's folder; the run must have ended, so that nobody starts it meanwhile.
+
+        :raises RunNotFoundError: When it was deleted meanwhile.
+        """
         # Its key first: a request that comes in between shall not be given a run that is going.
         if (key := run.spec()["config"].get("idempotency_key")) is not None:
             RunKeys(run.folder.parent).forget(key, run.name)
-        with tempfile.TemporaryDirectory(dir=self._root, prefix=".deleted-") as temporary:
-            # First out of sight at once, then file by file.
-            run.folder.rename(Path(temporary) / run.name)
+        try:
+            remove_folder(run.folder, by_way_of=self._root)
+        except FileNotFoundError as exc:
+            raise RunNotFoundError(
+                f"no run `{run.name}` in experiment `{run.experiment_name}`"
+            ) from exc
+        finally:
             self._index.remove(run)
 
     def find_artifact(self, artifact: str) -> Path:
@@ -136,9 +151,7 @@ class RunStore:
 
     def create_experiment(self, name: str) -> Path:
         """Return an experiment's folder, made when it is new."""
-        folder = self._root / check_name(name, "experiment name")
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return make_folder(self._root / check_name(name, "experiment name"), parents=True)
 
     def get_experiment(self, name: str) -> dict[str, Any]:
         """Return what the API shows of an experiment.
@@ -169,6 +182,16 @@ class RunStore:
         """Remove an experiment; its runs must have been deleted.
 
         :raises ExperimentNotFoundError: When there is none of that name.
+        :raises ConflictError: When it holds a run, perhaps one that was created a moment ago.
         """
         self.get_experiment(name)
-        shutil.rmtree(self._root / name)
+        keys = self._root / name / KEYS
+        if not self._index.runs(name):
+            shutil.rmtree(keys, ignore_errors=True)
+        try:
+            (self._root / name).rmdir()  # unlike rmtree, it takes no run with it
+        except OSError as exc:
+            if exc.errno not in _NAME_IS_TAKEN:
+                raise
+            raise ConflictError(f"experiment `{name}` holds a run; delete its runs first") from exc
+        sync_folder(self._root)

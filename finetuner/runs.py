@@ -33,6 +33,7 @@ import orjson
 
 from finetuner.config import RunConfig
 from finetuner.errors import (
+    FinetunerServerError,
     RunCancelledError,
     RunChangedError,
     RunFailedError,
@@ -40,7 +41,7 @@ from finetuner.errors import (
     RunNotFoundError,
     RunPreparingError,
 )
-from finetuner.files import file_version, read_json, replacing, write_new_json
+from finetuner.files import file_version, make_folder, read_json, replacing, write_new_json
 from finetuner.heartbeat import Beat, read_beat
 from finetuner.holder import own_name
 from finetuner.json_lines import read_page
@@ -106,20 +107,27 @@ class Run:
         """Return ``spec.json``: ``artifact_id``, ``created_at``, ``description`` and ``config``.
 
         :raises RunNotFoundError: When the run was deleted.
+        :raises FinetunerServerError: When the file is damaged.
         """
-        return dict(self._read("spec.json"))
+        try:
+            return dict(self._read("spec.json"))
+        except ValueError as exc:
+            raise FinetunerServerError(
+                f"The file spec.json of run `{self.name}` in experiment `{self.experiment_name}` is "
+                "damaged; put it back from a copy, or remove the run's folder",
+                str(exc),
+            ) from exc
 
     def config(self) -> RunConfig:
         """Return the run's settings."""
         return read(RunConfig, self.spec()["config"], "spec.json")
 
     def state(self) -> State:
-        """Return where the run is.
+        """Return where the run is; one whose state the disk has lost has failed.
 
         :raises RunNotFoundError: When the run was deleted.
         """
-        number = self._newest_number()
-        state = replace(read(State, self._read(f"states/{number:06}.json"), "state"), number=number)
+        state = self._state(self._newest_number())
         if state.status is Status.STARTED and (beat := self.beat(state)) and beat.details:
             return replace(state, details=beat.details)
         return state
@@ -133,35 +141,39 @@ class Run:
 
     def history(self) -> list[State]:
         """Return all states that the run has been in, the present one last."""
-        return [
-            replace(read(State, self._read(f"states/{number:06}.json"), "state"), number=number)
-            for number in range(self._newest_number() + 1)
-        ]
+        return [self._state(number) for number in range(self._newest_number() + 1)]
+
+    def _state(self, number: int) -> State:
+        name = f"states/{number:06}.json"
+        try:
+            return replace(read(State, self._read(name), name), number=number)
+        except ValueError as exc:
+            return State(Status.FAILED, f"The file {name} is damaged: {exc}", number=number)
 
     def _newest_number(self) -> int:
-        folder = self.folder / "states"
         try:
-            if not folder.is_dir():
-                self._take_over_old_form(folder)
-            names = os.listdir(folder)
-        except FileNotFoundError as exc:
+            return max(self._numbers() or self._take_over_old_form())
+        except FileNotFoundError as exc:  # it was deleted, or is just being deleted
             raise self._not_found() from exc
-        numbers = [int(name[:-5]) for name in names if name[0] != "."]
-        if not numbers:  # it is being deleted
-            raise self._not_found()
-        return max(numbers)
 
-    def _take_over_old_form(self, folder: Path) -> None:
+    def _numbers(self) -> list[int]:
+        try:
+            names = os.listdir(self.folder / "states")
+        except FileNotFoundError:
+            return []
+        return [int(name[:-5]) for name in names if name[0] != "."]
+
+    def _take_over_old_form(self) -> list[int]:
         """Make the first state of a run of version 0.1.0, which had one file, replaced at each step.
 
         :raises FileNotFoundError: When it has none of that either.
         """
         old = read(State, read_json(self.folder / "state.json"), "state.json")
-        folder.mkdir(exist_ok=True)
         content = asdict(old)
         del content["number"]
         with contextlib.suppress(FileExistsError):
-            write_new_json(folder / "000000.json", content)
+            write_new_json(make_folder(self.folder / "states") / "000000.json", content)
+        return [0]
 
     def beat(self, state: State) -> Beat | None:
         """Return the last heartbeat of the worker whose claim a state is; None when there is none."""
@@ -191,12 +203,11 @@ class Run:
         del content["number"]
         try:
             write_new_json(self.folder / "states" / f"{number:06}.json", content)
-        except FileExistsError as exc:
+        except (FileExistsError, FileNotFoundError) as exc:
+            self.state()  # or it was deleted
             raise RunChangedError(
                 f"run `{self.name}` is no longer {before.status}; look at it again"
             ) from exc
-        except FileNotFoundError as exc:
-            raise self._not_found() from exc
         return state
 
     def claim(self) -> State:

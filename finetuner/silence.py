@@ -43,10 +43,11 @@ class SilenceWatch:
         :param claim: Its state, STARTED.
         """
         now = time.monotonic()
-        beat = run.beat(claim) or Beat(claim.number)
         heard = self._heard.get(run.folder)
-        if heard is None or heard.beat.number != beat.number:
-            heard = self._heard[run.folder] = _Heard(beat, now, now)
+        if heard is None or heard.beat.number != claim.number:
+            heard = self._heard[run.folder] = _Heard(Beat(claim.number), now, now)
+        # One that cannot be read says nothing, neither now nor when it can be read again.
+        beat = run.beat(claim) or heard.beat
         if beat.n_beats != heard.beat.n_beats:
             heard.beat_at = now
         if beat.n_said != heard.beat.n_said:

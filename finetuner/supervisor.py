@@ -24,6 +24,7 @@ import psutil
 import finetuner
 from finetuner.config import Device, RunConfig
 from finetuner.errors import (
+    ConfigError,
     ConflictError,
     InsufficientSpaceError,
     NotFoundError,
@@ -160,14 +161,15 @@ class Supervisor:
                 with self._lock:
                     self._tick(is_woken)
             # The volume is full or away for a moment, or a run was deleted or taken by another service:
-            # the next tick tries again.
-            except (OSError, NotFoundError, ConflictError) as exc:
+            # the next tick tries again. Whatever else it is, all runs would be forgotten without this thread.
+            except Exception as exc:
                 self._tell(exc)
 
     def _tell(self, error: Exception) -> None:
         """Log what keeps the runs from being looked after, once as long as it is the same."""
         if str(error) != self._told:
-            logger.error("cannot look after the runs: %s", error)
+            is_known = isinstance(error, OSError | NotFoundError | ConflictError)
+            logger.error("cannot look after the runs: %s", error, exc_info=not is_known)
         self._told = str(error)
 
     def _tick(self, is_woken: bool) -> None:
@@ -194,18 +196,13 @@ class Supervisor:
         for run in self._queue.waiting if n_free > 0 else []:
             if n_free <= 0:
                 break
-            if (
-                run.folder in self._workers
-                or self._not_before.get(run.folder, 0) > time.monotonic()
-            ):
+            if run.folder in self._workers or self._is_paused(run):
                 continue
-            with suppress(RunNotFoundError):
+            with suppress(NotFoundError, ConflictError):
                 state = run.state()
-                if not state.status.is_waiting:
+                if not self._may_start(run, state):
                     continue
                 gpus = self._gpus_for(run.config())
-                if not self._has_room(run):
-                    continue
                 # Those of a larger run are not given to later ones, or it would wait for ever.
                 if gpus is None or (gpus and is_short_of_gpus):
                     is_short_of_gpus = True
@@ -214,10 +211,27 @@ class Supervisor:
                 self._workers[run.folder] = _Worker(run, state, self._worker, gpus)
                 n_free -= 1
 
-    def _has_room(self, run: Run) -> bool:
+    def _is_paused(self, run: Run) -> bool:
+        return self._not_before.get(run.folder, 0) > time.monotonic()
+
+    def _may_start(self, run: Run, state: State) -> bool:
+        """Whether a run waits and has room; one that is wanted no more, or cannot be read, ends here."""
+        if not state.status.is_waiting:
+            return False
+        if run.is_to_be_cancelled():  # by one that was gone before it could do so
+            run.step(state, Status.CANCELLED, CANCELLED, actor=Actor.SERVICE)
+            return False
+        try:
+            config = run.config()
+        except ConfigError as exc:  # of another version; the runs behind it do not wait for it
+            run.step(state, Status.FAILED, str(exc), actor=Actor.SERVICE)
+            return False
+        return self._has_room(run, config)
+
+    def _has_room(self, run: Run, config: RunConfig) -> bool:
         """Whether the volume has what a run needs; if not, the run waits, and its status says so."""
         try:
-            check_space(run.config(), self._space, present_bytes=size_bytes_of(run.folder))
+            check_space(config, self._space, present_bytes=size_bytes_of(run.folder))
         except InsufficientSpaceError as exc:
             self._tell(exc)
             self._short_of[run.folder] = str(exc)

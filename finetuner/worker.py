@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 import traceback
@@ -36,6 +37,7 @@ Work = Callable[[Run, Console, StopSignal, Say], str]
 _VOLUME_ERRORS = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EACCES)
 )
+_RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _MEMORY_ADVICE = "take a smaller batch_size, gradient_cache_size or gradient_checkpointing"
 
 
@@ -80,14 +82,13 @@ def _hold(run: Run, claim: State, stop: StopSignal, work: Work) -> int:
             os.kill(os.getpid(), signal.SIGTERM)
 
     try:
-        with (
-            open_log(run.folder / "log.txt") as console,
-            Heartbeat(run.folder / HEARTBEAT_FILE, claim.number, look=look) as heartbeat,
-        ):
-            say = heartbeat.say
-            status, details, code = _outcome(
-                run, console, stop, lambda: work(run, console, stop, say)
-            )
+        look()
+        with open_log(run.folder / "log.txt") as console:
+            with Heartbeat(run.folder / HEARTBEAT_FILE, claim.number, look=look) as heartbeat:
+                status, details, code = _outcome(
+                    run, console, stop, lambda: work(run, console, stop, heartbeat.say)
+                )
+            # Behind the last heartbeat, which would take this step for another's.
             run.step(claim, status, details, actor=Actor.WORKER, **_counts(claim, code))
     except (ConflictError, NotFoundError):
         return Exit.TAKEN
@@ -117,16 +118,35 @@ def _outcome(
             return Status.CANCELLED, CANCELLED, Exit.STOPPED
         return Status.INTERRUPTED, STOPPED, Exit.STOPPED
     except Exception as exc:
-        cause = f"{type(exc).__name__}: {str(exc).strip().partition(chr(10))[0]}"
-        if isinstance(exc, OSError) and exc.errno in _VOLUME_ERRORS:
+        if (volume_error := _volume_error(exc)) is not None:
+            cause = _sentence(volume_error)
             logger.error("The volume cannot be written: %s", cause)
             details = f"The volume cannot be written ({cause}); the run goes on when it can"
             return Status.INTERRUPTED, details, Exit.VOLUME
+        cause = _sentence(exc)
         if _is_out_of_memory(exc):
             cause = f"Out of memory: {_MEMORY_ADVICE} ({cause})"
         logger.error("The run failed: %s", cause)
         console.print(traceback.format_exc(), markup=False, highlight=False)
         return Status.FAILED, cause, Exit.FAILED
+
+
+def _sentence(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def _volume_error(error: BaseException) -> BaseException | None:
+    """Return what the volume said, when an error comes of that; None for any other error."""
+    found: BaseException | None = error
+    while found is not None:
+        number = found.errno if isinstance(found, OSError) else None
+        if rust := _RUST_OS_ERROR.search(str(found)):  # safetensors and tokenizers
+            number = int(rust[1])
+        if number in _VOLUME_ERRORS:
+            return found
+        # Torch raises an error of its own while it closes the file that could not be written.
+        found = found.__cause__ or found.__context__
+    return None
 
 
 def _is_out_of_memory(error: Exception) -> bool:

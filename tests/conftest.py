@@ -129,12 +129,12 @@ def work():
 
     from finetuner import worker
 
-    def work(run):
+    def work(run, do=None):
         logger = logging.getLogger("finetuner")
         handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
         propagate, level = logger.propagate, logger.level
         try:
-            return worker.main(str(run.folder))
+            return worker.main(str(run.folder), do)
         finally:
             logger.propagate = propagate
             logger.setLevel(level)

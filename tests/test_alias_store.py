@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from finetuner import alias_store, lock
+from finetuner import lock
 from finetuner.alias_store import AliasStore
 from finetuner.aliases import Split
 from finetuner.errors import (
@@ -321,7 +321,7 @@ def test_crash_before_the_rename_leaves_the_old_alias(store, runs, tmp_path):
 
 def test_lock_that_is_never_free_is_told(store, runs, tmp_path, monkeypatch):
     before = store.set("prod", "one")
-    monkeypatch.setattr(alias_store, "_LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(lock, "TIMEOUT_S", 0.05)
     with lock.hold(tmp_path / "aliases" / ".lock") as is_free:
         assert is_free
         with pytest.raises(ConflictError, match="another server is changing aliases"):

@@ -1,6 +1,8 @@
 import gzip
 import io
+import json
 import struct
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from docarray import Document, DocumentArray
@@ -109,3 +111,29 @@ def test_documents_without_text_are_kept_but_are_no_texts(store):
     assert store.get("images").n_documents == 1
     with pytest.raises(DataError, match="`images` cannot be used as texts: document 1"):
         store.texts("images")
+
+
+def test_data_of_version_0_1_0_are_read_and_replaced(store, tmp_path):
+    """Its files lay where now the folder lies that `entry.json` names."""
+    store.put("a", io.BytesIO(stream()))
+    folder = tmp_path / "data" / "a"
+    upload = store.documents_path("a").parent
+    for path in upload.iterdir():
+        path.rename(folder / path.name)
+    upload.rmdir()
+    content = json.loads((folder / "entry.json").read_text())
+    del content["folder"]
+    (folder / "entry.json").write_text(json.dumps(content))
+    assert store.texts("a").texts == DOCUMENTS.texts
+    store.put("a", io.BytesIO(stream(DOCUMENTS[:2])))
+    assert store.texts("a").texts == DOCUMENTS[:2].texts
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_many_that_push_one_name_at_once(store):
+    with ThreadPoolExecutor(8) as pool:
+        lengths = [1, 2, 3, 4, 5] * 4
+        pushes = [pool.submit(store.put, "a", io.BytesIO(stream(DOCUMENTS[:n]))) for n in lengths]
+    assert [push.result().n_documents for push in pushes] == lengths
+    assert len(store.texts("a").texts) == store.get("a").n_documents
+    assert len(list(store.documents_path("a").parents[1].iterdir())) == 2

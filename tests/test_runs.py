@@ -1,7 +1,10 @@
 import dataclasses
+import errno
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,7 @@ from finetuner.data import from_rows, read_jsonl
 from finetuner.errors import (
     ArtifactNotFound,
     ConfigError,
+    ConflictError,
     ExperimentNotFoundError,
     ImpossibleStepError,
     RunCancelledError,
@@ -235,3 +239,43 @@ def test_experiments(store, run):
     assert [e["name"] for e in store.list_experiments()] == ["default"]
     with pytest.raises(ExperimentNotFoundError, match="no experiment `second`"):
         store.delete_experiment("second")
+
+
+def test_an_experiment_with_a_run_is_not_removed(store, run):
+    with pytest.raises(ConflictError, match="experiment `default` holds a run; delete its runs"):
+        store.delete_experiment("default")
+    assert store.list() == [run]
+    store.delete(run)
+    store.delete_experiment("default")
+    assert store.list_experiments() == []
+
+
+def test_of_two_that_delete_a_run_one_is_told(store, run):
+    store.delete(run)
+    with pytest.raises(RunNotFoundError, match="no run `one` in experiment `default`"):
+        store.delete(run)
+
+
+def test_a_volume_that_takes_no_new_name_is_not_a_taken_name(store, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        store.create(CONFIG, DATA)
+
+
+def test_a_step_that_came_too_late_for_its_own_temporary_file(run, monkeypatch):
+    """The worker that was quicker has removed it with other leftovers."""
+    before = run.state()
+    link = os.link
+
+    def lose(source, target):
+        monkeypatch.setattr(os, "link", link)
+        run.claim()
+        os.unlink(source)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", lose)
+    with pytest.raises(RunChangedError, match="run `one` is no longer CREATED"):
+        run.step(before, Status.CANCELLED, "", actor=Actor.SERVICE)
