@@ -83,6 +83,7 @@ class RunAPI:
     ) -> None:
         self._workspace = workspace
         self._store = RunStore(workspace)
+        self._store.expect()
         self._supervisor = supervisor
         self._allow_cpu_fallback = allow_cpu_fallback
         # The first optimizer that a process makes imports a second's worth of torch; `fit` answers
@@ -99,6 +100,7 @@ class RunAPI:
 
     def fit(self, request: dict[str, Any]) -> dict[str, Any]:
         """Create a run and put it into the queue."""
+        self._store.check_there()  # or the run would lie where the volume comes back over it
         run = submit(request, self._workspace, allow_cpu_fallback=self._allow_cpu_fallback)
         self._supervisor.wake()
         return run.record()
@@ -182,9 +184,11 @@ class RunAPI:
 
     def experiments(self, _parameters: dict[str, Any]) -> dict[str, Any]:
         """List experiments."""
+        self._store.check_there()
         return {"items": self._store.list_experiments()}
 
     def _experiment_name(self, parameters: dict[str, Any]) -> str:
+        self._store.check_there()
         return read(ExperimentName, parameters, "parameters").experiment_name
 
     def experiment(self, parameters: dict[str, Any]) -> dict[str, Any]:

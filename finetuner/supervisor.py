@@ -41,6 +41,7 @@ _STOP_TIMEOUT_S = 3.0
 _POLL_S = 0.05
 # Before a run goes on that the volume kept from being written, times its interruptions.
 _VOLUME_PAUSE_S = 10.0
+_LONGEST_PAUSE_S = 60.0
 # Before another try with a run whose worker was gone before it had claimed the run.
 _UNCLAIMED_PAUSE_S = 1.0
 # Threads that wait give their core away: an encoder, or another run, works beside this one.
@@ -73,7 +74,8 @@ class Supervisor:
         self._hang_timeout_s = hang_timeout_s
         self._worker = worker
         self._gpus = visible_gpus() if gpus is None else gpus
-        self._queue = Queue(RunStore(workspace))
+        self._store = RunStore(workspace)
+        self._queue = Queue(self._store)
         self._silences = SilenceWatch()
         self._workers: dict[Path, _Worker] = {}
         self._not_before: dict[Path, float] = {}
@@ -86,6 +88,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Begin; the runs that an earlier service left are taken up."""
+        self._store.expect()
         self._thread.start()
 
     def wake(self) -> None:
@@ -153,9 +156,11 @@ class Supervisor:
 
     def _tell(self, error: Exception) -> None:
         """Log what keeps the runs from being looked after, once as long as it is the same."""
-        if str(error) != self._told:
+        # Not the whole sentence: it may name a temporary file, another one each time.
+        kind = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        if kind != self._told:
             logger.error("cannot look after the runs: %s", error)
-        self._told = str(error)
+        self._told = kind
 
     def _tick(self, is_woken: bool) -> None:
         n_before = len(self._workers)
@@ -268,7 +273,7 @@ class Supervisor:
         if not is_void:
             return  # another service on this volume was quicker; the run is its
         if found.is_of_volume:
-            pause_s = _VOLUME_PAUSE_S * (state.n_interruptions + 1)
+            pause_s = min(_VOLUME_PAUSE_S * (state.n_interruptions + 1), _LONGEST_PAUSE_S)
             self._not_before[run.folder] = time.monotonic() + pause_s
         status, details, n = found.outcome(run, state, self._max_interruptions)
         if status is not None:

@@ -118,7 +118,7 @@ def _outcome(
         return Status.INTERRUPTED, STOPPED, Exit.STOPPED
     except Exception as exc:
         cause = f"{type(exc).__name__}: {str(exc).strip().partition(chr(10))[0]}"
-        if isinstance(exc, OSError) and exc.errno in _VOLUME_ERRORS:
+        if _is_of_volume(exc, run):
             logger.error("The volume cannot be written: %s", cause)
             details = f"The volume cannot be written ({cause}); the run goes on when it can"
             return Status.INTERRUPTED, details, Exit.VOLUME
@@ -127,6 +127,15 @@ def _outcome(
         logger.error("The run failed: %s", cause)
         console.print(traceback.format_exc(), markup=False, highlight=False)
         return Status.FAILED, cause, Exit.FAILED
+
+
+def _is_of_volume(error: Exception, run: Run) -> bool:
+    """Whether the volume is to blame; one that is away leaves an empty folder where the run was."""
+    if isinstance(error, FileNotFoundError):
+        return Path(str(error.filename)).is_relative_to(run.folder)
+    return isinstance(error, RunNotFoundError) or (
+        isinstance(error, OSError) and error.errno in _VOLUME_ERRORS
+    )
 
 
 def _is_out_of_memory(error: Exception) -> bool:
