@@ -126,8 +126,9 @@ def rage(storm: Storm, clients: Clients, settings: Settings) -> None:
 
 
 def settle(storm: Storm, clients: Clients, settings: Settings, until: float) -> None:
-    """Let all runs end."""
+    """Let all runs end: there is at least as much time as was meant for it."""
     storm.heal()
+    until = max(until, time.monotonic() + settings.seconds * (1 - _STORM_SHARE))
     while time.monotonic() < until:
         storm.rest(1)
         if len(clients.ledger.accepted) >= settings.runs:

@@ -68,7 +68,7 @@ def plan(number: int, generator: random.Random, *, hang: bool) -> Plan:
     kind = first[number] if number < len(first) else generator.choice(rare)
     if kind is Kind.HANG and not hang:
         kind = Kind.PLAIN
-    n_steps = generator.randint(40, 120)
+    n_steps = 10 if kind is Kind.REAL else generator.randint(40, 120)
     at = "" if kind in (Kind.PLAIN, Kind.REAL) else f":{generator.randint(5, n_steps)}"
     return Plan(f"r-{number:03}", kind + at, n_steps)
 
