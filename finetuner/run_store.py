@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import secrets
 import shutil
 import tempfile
@@ -89,8 +90,10 @@ class RunStore:
             write_json(new / "states" / "000000.json", created)
             try:
                 new.rename(folder)
-            except OSError as exc:  # another request took the name meanwhile
-                raise self._exists(config) from exc
+            except OSError as exc:
+                if exc.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+                raise self._exists(config) from exc  # another request took the name meanwhile
         sync_folder(experiment)
         return Run(folder)
 

@@ -7,7 +7,6 @@ itself when its claim has passed to another, as after a pause that was taken for
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import signal
@@ -20,6 +19,7 @@ from rich.console import Console
 
 from finetuner.errors import ConflictError, NotFoundError, RunNotFoundError
 from finetuner.exits import Exit
+from finetuner.files import is_volume_error
 from finetuner.heartbeat import Heartbeat
 from finetuner.runs import CANCELLED, HEARTBEAT_FILE, STOPPED, Run
 from finetuner.states import Actor, State, Status
@@ -32,10 +32,6 @@ Say = Callable[[str], None]
 Work = Callable[[Run, Console, StopSignal, Say], str]
 
 
-# What the volume says when it is full, read-only, away or broken: nothing that the run itself did.
-_VOLUME_ERRORS = frozenset(
-    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EACCES)
-)
 _MEMORY_ADVICE = "take a smaller batch_size, gradient_cache_size or gradient_checkpointing"
 
 
@@ -133,9 +129,7 @@ def _is_of_volume(error: Exception, run: Run) -> bool:
     """Whether the volume is to blame; one that is away leaves an empty folder where the run was."""
     if isinstance(error, FileNotFoundError):
         return Path(str(error.filename)).is_relative_to(run.folder)
-    return isinstance(error, RunNotFoundError) or (
-        isinstance(error, OSError) and error.errno in _VOLUME_ERRORS
-    )
+    return isinstance(error, RunNotFoundError) or is_volume_error(error)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -2,16 +2,22 @@
 
 import errno
 import logging
+import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
 
 from finetuner import worker
 from finetuner.config import RunConfig
 from finetuner.data import from_rows
 from finetuner.errors import RunNotFoundError, UnavailableError
 from finetuner.exits import Exit
+from finetuner.files import volume_trouble
+from finetuner.http_messages import add_error_handlers
 from finetuner.run_api import RunAPI
 from finetuner.run_store import RunStore
 from finetuner.states import Status
@@ -117,3 +123,40 @@ def test_what_keeps_the_runs_from_being_looked_after_is_logged_once(tmp_path, ca
         supervisor._tell(OSError(errno.EROFS, "Read-only file system", f"/runs/.{name}"))
     supervisor._tell(OSError(errno.ENOSPC, "No space left on device"))
     assert [record.args[0].errno for record in caplog.records] == [errno.EROFS, errno.ENOSPC]
+
+
+def test_a_full_disk_is_not_taken_for_a_name_that_is_taken(tmp_path, monkeypatch):
+    def rename(self, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="No space left on device"):
+        RunStore(tmp_path).create(RunConfig(model="tiny", run_name="one"), {})
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_clients_are_told_what_the_volume_cannot_do(number):
+    told = volume_trouble(OSError(number, os.strerror(number), "/a/path/of/the/server"))
+    assert isinstance(told, UnavailableError)
+    assert f"cannot be used now ({os.strerror(number)})" in str(told)
+    assert "/a/path" not in str(told)
+
+
+def test_other_errors_are_no_trouble_of_the_volume():
+    assert volume_trouble(ProcessLookupError(errno.ESRCH, "gone")) is None
+    assert volume_trouble(UnavailableError("the encoder does not answer")) is None
+
+
+@pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 503), (errno.ESRCH, 500)])
+def test_a_route_that_the_volume_fails_says_so(number, status):
+    app = FastAPI()
+    add_error_handlers(app)
+
+    @app.get("/")
+    def fail():
+        raise OSError(number, os.strerror(number), "/a/path/of/the/server")
+
+    answer = TestClient(app, raise_server_exceptions=False).get("/")
+    assert answer.status_code == status
+    assert "/a/path" not in answer.text
+    assert ("Retry-After" in answer.headers) == (status == 503)

@@ -9,6 +9,7 @@ from jina import Executor, requests
 
 from finetuner.config import workspace_dir as resolve_workspace
 from finetuner.errors import MalformedRequestError
+from finetuner.files import volume_trouble
 from finetuner.run_api import RunAPI
 from finetuner.supervisor import Supervisor
 from finetuner.wire import (
@@ -94,7 +95,13 @@ class FinetunerExecutor(Executor):
     ) -> DocumentArray:
         # In a thread: a slow volume must not stop the health check, which shares this loop.
         parameters = own_parameters(parameters)
-        return json_document(await asyncio.to_thread(method, self._api, parameters))
+        try:
+            return json_document(await asyncio.to_thread(method, self._api, parameters))
+        except OSError as exc:
+            trouble = volume_trouble(exc)
+            if trouble is None:
+                raise
+            raise trouble from exc
 
     runs = _endpoint("/runs", RunAPI.runs)
     run = _endpoint("/run", RunAPI.run)
