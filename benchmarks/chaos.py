@@ -87,7 +87,7 @@ def stage(settings: Settings) -> Iterator[tuple[Storm, Clients]]:
             service.url,
             volume.path,
             seed=settings.seed,
-            hang=not settings.is_short,
+            is_short=settings.is_short,
             weather=storm.weather,
         )
         try:
@@ -195,7 +195,9 @@ def _report_broken(storm: Storm, store: RunStore, broken: list[str], settings: S
         for state in store.get(name).history():
             line = f"  {state.at} {state.status} {state.details} (starts {state.n_starts})"
             console.print(line, markup=False)
-        console.print((folder / "log.txt").read_text()[-3000:], markup=False)
+        for file in (folder / "log.txt", folder / "worker.txt"):
+            if file.exists():
+                console.print(file.read_text(errors="replace")[-2000:], markup=False)
     kept = Path(tempfile.mkdtemp(prefix="chaos-kept-"))
     shutil.copytree(storm.volume.path / "runs", kept / "runs", dirs_exist_ok=True)
     shutil.copy(storm.service.log, kept)

@@ -57,16 +57,15 @@ class Plan:
             "epochs": self.n_steps,
             "device": "cpu",
             "checkpoint_interval_s": 0,
-            "priority": 10 * (self.kind is Kind.REAL),
         }
 
 
-def plan(number: int, generator: random.Random, *, hang: bool) -> Plan:
+def plan(number: int, generator: random.Random, *, is_short: bool) -> Plan:
     """Return the run of a number; the first are of all kinds, later ones at random."""
-    first = [Kind.REAL, Kind.PLAIN, Kind.REAL, Kind.FAIL, Kind.PLAIN, Kind.HANG, Kind.MEMORY]
+    first = [Kind.PLAIN, Kind.REAL, Kind.FAIL, Kind.MEMORY, Kind.HANG, Kind.PLAIN, Kind.REAL]
     rare = [Kind.PLAIN] * 12 + [Kind.FAIL, Kind.MEMORY]
     kind = first[number] if number < len(first) else generator.choice(rare)
-    if kind is Kind.HANG and not hang:
+    if is_short and kind in (Kind.HANG, Kind.REAL):
         kind = Kind.PLAIN
     n_steps = 10 if kind is Kind.REAL else generator.randint(40, 120)
     at = "" if kind in (Kind.PLAIN, Kind.REAL) else f":{generator.randint(5, n_steps)}"
@@ -121,7 +120,7 @@ class Clients:
     :param url: The service's.
     :param volume: Watched for artifacts.
     :param seed: Of all that they do.
-    :param hang: Whether a run may hang on purpose.
+    :param is_short: Leaves the kinds of runs out that take long.
     :param weather: Says which faults are at work.
     """
 
@@ -131,13 +130,13 @@ class Clients:
         volume: Path,
         *,
         seed: int,
-        hang: bool,
+        is_short: bool,
         weather: Weather,
     ) -> None:
         self.ledger = Ledger()
         self.submitting = threading.Event()
         self.submitting.set()
-        self._url, self._volume, self._hang = url, volume, hang
+        self._url, self._volume, self._is_short = url, volume, is_short
         self._weather = weather
         self._stopped = threading.Event()
         self._n_planned = 0
@@ -185,7 +184,7 @@ class Clients:
     def _submit(self, generator: random.Random) -> None:
         if not self.submitting.is_set() or len(self.ledger.unfinished()) >= _N_UNFINISHED:
             return
-        planned = plan(self._n_planned, generator, hang=self._hang)
+        planned = plan(self._n_planned, generator, is_short=self._is_short)
         self._n_planned += 1
         while not self._stopped.is_set():
             with suppress(requests.RequestException):

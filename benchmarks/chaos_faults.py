@@ -22,6 +22,8 @@ from workers.chaos_worker import checkpoints
 from finetuner.holder import EXPIRY_S
 
 _EXIT_TIMEOUT_S = 60.0
+# Of the time; the rest is for faults that need a service.
+_RESTART_SHARE = 0.35
 
 
 class Storm:
@@ -45,6 +47,7 @@ class Storm:
         self.torn: set[str] = set()
         self.broken: list[str] = []
         self._started_at = time.monotonic()
+        self._restarting_s = 0.0
         self._undos: list[tuple[float, int, str, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._faults = [
@@ -59,6 +62,8 @@ class Storm:
             fault = self.generator.choices(self._faults, [f.weight for f in self._faults])[0]
             if fault.is_of_volume and self._is_volume_ill():
                 continue
+            if fault.is_restart and self._restarting_s > _RESTART_SHARE * self._passed_s():
+                continue
             what = fault.do(self)
             if what is not None:
                 break
@@ -69,7 +74,10 @@ class Storm:
 
     def note(self, what: str) -> None:
         """Add a line to the history."""
-        self.history.append(f"{time.monotonic() - self._started_at:6.1f} s  {what}")
+        self.history.append(f"{self._passed_s():6.1f} s  {what}")
+
+    def _passed_s(self) -> float:
+        return time.monotonic() - self._started_at
 
     def _is_volume_ill(self) -> bool:
         return any(
@@ -112,10 +120,12 @@ class Storm:
 
     def restart(self) -> None:
         """Start the service on a volume that is well."""
+        began_at = time.monotonic()
         self.heal()
         self.service.kill()
         self.service.start()
         self.service.wait_until_ready()
+        self._restarting_s += time.monotonic() - began_at
         self.note("(the service is ready)")
 
     def kill_part(self, part: Part) -> str | None:
@@ -270,6 +280,7 @@ class Fault:
     :param needs: The volumes that can have it.
     :param is_of_volume: One of these is at work at a time.
     :param is_long: Whether it takes longer than a short test has.
+    :param is_restart: Whether the service has to be started again after it.
     """
 
     name: str
@@ -278,6 +289,7 @@ class Fault:
     needs: frozenset[Kind] = _ALL
     is_of_volume: bool = False
     is_long: bool = False
+    is_restart: bool = False
 
 
 FAULTS = (
@@ -297,12 +309,12 @@ FAULTS = (
         lambda s: _freeze(s, s.service.part(Part.FINETUNER), s.generator.uniform(1, 6)),
     ),
     Fault("SIGKILL of the encoder", 3, lambda s: s.kill_part(Part.ENCODER)),
-    Fault("SIGKILL of the gateway", 2, _kill_gateway),
-    Fault("SIGKILL of all", 3, _kill_all),
-    Fault("SIGTERM and restart", 3, _stop),
+    Fault("SIGKILL of the gateway", 2, _kill_gateway, is_restart=True),
+    Fault("SIGKILL of all", 3, _kill_all, is_restart=True),
+    Fault("SIGTERM and restart", 3, _stop, is_restart=True),
     Fault("second service", 3, _start_second),
     Fault("disk full", 9, _fill, _MOUNTED, is_of_volume=True),
     Fault("read-only", 8, _make_read_only, _MOUNTED, is_of_volume=True),
     Fault("volume gone", 6, _take_away, _MOUNTED, is_of_volume=True),
-    Fault("power cut", 3, _cut_power, frozenset((Kind.EXT4,)), is_of_volume=True),
+    Fault("power cut", 3, _cut_power, frozenset((Kind.EXT4,)), is_of_volume=True, is_restart=True),
 )
