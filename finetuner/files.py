@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,27 @@ from pathlib import Path
 from typing import IO, Any
 
 import orjson
+
+from finetuner.errors import UnavailableError
+
+# What a volume says that is full, read-only, away or broken.
+_VOLUME_ERRORS = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EACCES)
+)
+
+
+def is_volume_error(error: BaseException) -> bool:
+    """Whether the volume is to blame for an error, and nothing that a request or a run did."""
+    return isinstance(error, OSError) and error.errno in _VOLUME_ERRORS
+
+
+def volume_trouble(error: BaseException) -> UnavailableError | None:
+    """Return what clients are told of an error that the volume is to blame for; None for any other."""
+    if not (isinstance(error, OSError) and is_volume_error(error)):
+        return None
+    return UnavailableError(
+        f"the server's volume cannot be used now ({error.strerror}): ask again when that is mended"
+    )
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from finetuner.errors import (
     TooLargeError,
     UnavailableError,
 )
+from finetuner.files import volume_trouble
 from finetuner.schema import nearest
 
 logger = logging.getLogger(__name__)
@@ -220,6 +221,12 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unforeseen_error(request: Request, error: Exception) -> Response:
-        logger.error("unforeseen error", exc_info=error)
-        sentence = "internal error; the server's log has it"
-        return _named_error(request, 500, "FinetunerServerError", sentence)
+        return _unforeseen_response(request, error)
+
+
+def _unforeseen_response(request: Request, error: Exception) -> Response:
+    if (trouble := volume_trouble(error)) is not None:
+        return error_response(request, trouble)
+    logger.error("unforeseen error", exc_info=error)
+    sentence = "internal error; the server's log has it"
+    return _named_error(request, 500, "FinetunerServerError", sentence)

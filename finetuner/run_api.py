@@ -121,6 +121,7 @@ class RunAPI:
     ) -> None:
         self._space = Space(workspace, quota_bytes)
         self._store = RunStore(workspace)
+        self._store.expect()
         self._supervisor = supervisor
         self._allow_cpu_fallback = allow_cpu_fallback
         # The first optimizer that a process makes imports a second's worth of torch; `fit` answers
@@ -137,6 +138,7 @@ class RunAPI:
 
     def fit(self, request: dict[str, Any]) -> dict[str, Any]:
         """Create a run and put it into the queue, or find the one that this request has made before."""
+        self._store.check_there()  # or the run would lie where the volume comes back over it
         submitted = submit_once(request, self._space, allow_cpu_fallback=self._allow_cpu_fallback)
         self._supervisor.wake()
         return {**submitted.run.record(), "is_new": submitted.is_new}
@@ -234,9 +236,11 @@ class RunAPI:
 
     def experiments(self, _parameters: dict[str, Any]) -> dict[str, Any]:
         """List experiments."""
+        self._store.check_there()
         return {"items": self._store.list_experiments()}
 
     def _experiment_name(self, parameters: dict[str, Any]) -> str:
+        self._store.check_there()
         return read(ExperimentName, parameters, "parameters").experiment_name
 
     def experiment(self, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import secrets
 import shutil
@@ -21,6 +22,7 @@ from finetuner.errors import (
     ExperimentNotFoundError,
     RunExistsError,
     RunNotFoundError,
+    UnavailableError,
 )
 from finetuner.files import make_folder, remove_folder, sync_folder, sync_tree, write_json
 from finetuner.identity import data_digests
@@ -43,6 +45,27 @@ class RunStore:
     def __init__(self, workspace: Path) -> None:
         self._root = workspace / "runs"
         self._index = index_of(self._root)
+        self._is_expected = False
+
+    def expect(self) -> None:
+        """Make the folder of the runs, and from now on take its absence for that of the volume.
+
+        A volume that is away leaves an empty folder in its place, where no run seems to be.
+        """
+        self._is_expected = True
+        with contextlib.suppress(OSError):  # it is away already
+            self._root.mkdir(parents=True, exist_ok=True)
+
+    def check_there(self) -> None:
+        """Pass unless the volume is expected and away.
+
+        :raises UnavailableError: When it is.
+        """
+        if self._is_expected and not self._root.is_dir():
+            raise UnavailableError(
+                f"the volume is away: there is no `{self._root.name}` in the workspace; runs are there "
+                "again when it is"
+            )
 
     def create(self, config: RunConfig, data: Mapping[str, HasRows]) -> Run:
         """Write a new run's folder; it appears as a whole.
@@ -95,10 +118,12 @@ class RunStore:
         """Return a run.
 
         :raises RunNotFoundError: When the experiment has none of that name.
+        :raises UnavailableError: When the volume is away.
         """
+        self.check_there()
         check_name(run_name, "run name")
         folder = self._root / check_name(experiment_name, "experiment name") / run_name
-        if not (folder / "spec.json").is_file():
+        if not Run(folder).exists():
             raise RunNotFoundError(f"no run `{run_name}` in experiment `{experiment_name}`")
         return Run(folder)
 
@@ -106,7 +131,9 @@ class RunStore:
         """Return the runs of one experiment, or of all, oldest first; those that are damaged are left out.
 
         :raises ExperimentNotFoundError: When the experiment does not exist.
+        :raises UnavailableError: When the volume is away.
         """
+        self.check_there()
         if experiment_name is not None:
             self.get_experiment(experiment_name)
         return self._index.runs(experiment_name)

@@ -103,6 +103,10 @@ class Run:
     def _not_found(self) -> RunNotFoundError:
         return RunNotFoundError(f"no run `{self.name}` in experiment `{self.experiment_name}`")
 
+    def exists(self) -> bool:
+        """Whether the run is there: not deleted, on a volume that is not away."""
+        return (self.folder / "spec.json").is_file()
+
     def spec(self) -> dict[str, Any]:
         """Return ``spec.json``: ``artifact_id``, ``created_at``, ``description`` and ``config``.
 

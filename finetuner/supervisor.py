@@ -9,36 +9,32 @@ and show what one machine wrote and closed to another that opens it within :data
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
-
-import finetuner
 from finetuner.config import Device, RunConfig
 from finetuner.errors import (
     ConfigError,
     ConflictError,
+    FinetunerError,
     InsufficientSpaceError,
     NotFoundError,
     RunNotFoundError,
 )
-from finetuner.gpus import VISIBLE, choose_gpus, visible_gpus
+from finetuner.gpus import choose_gpus, visible_gpus
 from finetuner.holder import EXPIRY_S, Life, is_frozen, life_of, send_signal
-from finetuner.interruption import Interruption, n_kernel_kills, of_exit, of_silence
+from finetuner.interruption import Interruption, of_exit, of_silence
 from finetuner.run_queue import Queue
 from finetuner.run_store import RunStore
 from finetuner.runs import CANCELLED, STOPPED, Run
 from finetuner.silence import SilenceWatch
 from finetuner.space import Space, check_space, size_bytes_of
 from finetuner.states import Actor, State, Status
+from finetuner.worker_process import WorkerProcess
 
 logger = logging.getLogger(__name__)
 _TICK_S = 0.2
@@ -48,10 +44,9 @@ _STOP_TIMEOUT_S = 3.0
 _POLL_S = 0.05
 # Before a run goes on that the volume kept from being written, times its interruptions.
 _VOLUME_PAUSE_S = 10.0
+_LONGEST_PAUSE_S = 60.0
 # Before another try with a run whose worker was gone before it had claimed the run.
 _UNCLAIMED_PAUSE_S = 1.0
-# Threads that wait give their core away: an encoder, or another run, works beside this one.
-_WORKER_DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "true"}
 
 
 class Supervisor:
@@ -83,9 +78,10 @@ class Supervisor:
         self._worker = worker
         self._gpus = visible_gpus() if gpus is None else gpus
         self._space = Space(workspace, quota_bytes)
-        self._queue = Queue(RunStore(workspace))
+        self._store = RunStore(workspace)
+        self._queue = Queue(self._store)
         self._silences = SilenceWatch()
-        self._workers: dict[Path, _Worker] = {}
+        self._workers: dict[Path, WorkerProcess] = {}
         self._not_before: dict[Path, float] = {}
         self._short_of: dict[Path, str] = {}
         self._lock = threading.Lock()
@@ -97,6 +93,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Begin; the runs that an earlier service left are taken up."""
+        self._store.expect()
         self._thread.start()
 
     def wake(self) -> None:
@@ -167,10 +164,12 @@ class Supervisor:
 
     def _tell(self, error: Exception) -> None:
         """Log what keeps the runs from being looked after, once as long as it is the same."""
-        if str(error) != self._told:
-            is_known = isinstance(error, OSError | NotFoundError | ConflictError)
+        # Not the whole sentence: it may name a temporary file, another one each time.
+        kind = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        if kind != self._told:
+            is_known = isinstance(error, OSError | FinetunerError)
             logger.error("cannot look after the runs: %s", error, exc_info=not is_known)
-        self._told = str(error)
+        self._told = kind
 
     def _tick(self, is_woken: bool) -> None:
         n_before = len(self._workers)
@@ -208,7 +207,7 @@ class Supervisor:
                     is_short_of_gpus = True
                     continue
                 self._queue.remove(run)
-                self._workers[run.folder] = _Worker(run, state, self._worker, gpus)
+                self._workers[run.folder] = WorkerProcess(run, state, self._worker, gpus)
                 n_free -= 1
 
     def _is_paused(self, run: Run) -> bool:
@@ -312,84 +311,10 @@ class Supervisor:
         if not is_void:
             return  # another service on this volume was quicker; the run is its
         if found.is_of_volume:
-            pause_s = _VOLUME_PAUSE_S * (state.n_interruptions + 1)
+            pause_s = min(_VOLUME_PAUSE_S * (state.n_interruptions + 1), _LONGEST_PAUSE_S)
             self._not_before[run.folder] = time.monotonic() + pause_s
         status, details, n = found.outcome(run, state, self._max_interruptions)
         if status is not None:
             with suppress(ConflictError):  # another service has settled it
                 run.step(state, status, details, actor=Actor.SERVICE, n_interruptions=n)
             self._scanned_at = float("-inf")  # it may go on at once
-
-
-class _Worker:
-    """The process that works on a run.
-
-    :param run: The run.
-    :param state: Where the run is.
-    :param module: What is run.
-    :param gpus: Those that it may use.
-    """
-
-    def __init__(self, run: Run, state: State, module: str, gpus: tuple[str, ...]) -> None:
-        self.gpus = gpus
-        self.begun_from = state.number
-        self._n_kernel_kills_before = n_kernel_kills()
-        package_parent = str(Path(finetuner.__file__).parents[1])
-        path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH", "")]))
-        with (run.folder / "worker.txt").open("ab") as output:
-            self._process = subprocess.Popen(
-                _command(run, module),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env={
-                    **_WORKER_DEFAULTS,
-                    **os.environ,
-                    "PYTHONPATH": path,
-                    VISIBLE: ",".join(gpus),
-                },
-            )
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the process is gone."""
-        return self._process.poll() is not None
-
-    @property
-    def exit_code(self) -> int | None:
-        """What it ended with."""
-        return self._process.returncode
-
-    @property
-    def n_kernel_kills(self) -> int:
-        """How many processes the kernel has ended for want of memory since this one was started."""
-        return n_kernel_kills() - self._n_kernel_kills_before
-
-    def terminate(self) -> None:
-        """Ask it to end, once: a second signal could hit it while it writes its last state."""
-        self._process.terminate()
-
-    def kill(self) -> None:
-        """End it, and the processes that it has started: torchrun's would train on for ever."""
-        with suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(self._process.pid).children(recursive=True):
-                with suppress(psutil.NoSuchProcess):
-                    child.kill()
-        self._process.kill()
-        self._process.wait()
-
-    def wait_or_kill(self, deadline: float) -> None:
-        """Wait for one that was asked to end, until it must."""
-        try:
-            self._process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            self.kill()
-
-
-def _command(run: Run, module: str) -> list[str]:
-    # -P: a file `torch.py` in the current folder must not take the place of torch.
-    python = [sys.executable, "-P", "-m"]
-    n_processes = run.config().n_processes
-    if n_processes > 1:
-        python += ["torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}", "-m"]
-    return [*python, module, str(run.folder)]

@@ -64,7 +64,7 @@ ORDER = (
     *("encoder_cache", "serving_metrics", "encode_parameters", "watchdog", "encode_api"),
     *("loggers", "monitoring", "submission"),
     *("run_evaluation", "publishing", "stopping", "worklog", "job", "worker"),
-    *("run_queue", "silence", "interruption", "gpus", "supervisor"),
+    *("run_queue", "silence", "interruption", "gpus", "worker_process", "supervisor"),
     "run_api",
 )
 # What `import finetuner` loads: at module level only a few light modules of the core.

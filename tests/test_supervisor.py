@@ -9,6 +9,7 @@ import time
 import pytest
 
 from finetuner import supervisor as supervisor_module
+from finetuner import worker_process
 from finetuner.config import Device, RunConfig
 from finetuner.data import from_rows
 from finetuner.errors import ImpossibleStepError, RunInProgressError, RunNotFoundError
@@ -77,7 +78,7 @@ def spawned(monkeypatch):
         workers.append(Worker(command, **kwargs))
         return workers[-1]
 
-    monkeypatch.setattr(supervisor_module.subprocess, "Popen", spawn)
+    monkeypatch.setattr(worker_process.subprocess, "Popen", spawn)
     monkeypatch.setattr(supervisor_module, "_STOP_TIMEOUT_S", 10.0)
     yield workers
     for worker in workers:

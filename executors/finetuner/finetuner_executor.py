@@ -9,6 +9,7 @@ from jina import Executor, requests
 
 from finetuner.config import workspace_dir as resolve_workspace
 from finetuner.errors import MalformedRequestError
+from finetuner.files import volume_trouble
 from finetuner.hardening import harden_docarray
 from finetuner.run_api import RunAPI
 from finetuner.space import quota_of
@@ -106,7 +107,13 @@ class FinetunerExecutor(Executor):
     ) -> DocumentArray:
         # In a thread: a slow volume must not stop the health check, which shares this loop.
         parameters = own_parameters(parameters)
-        return json_document(await asyncio.to_thread(method, self._api, parameters))
+        try:
+            return json_document(await asyncio.to_thread(method, self._api, parameters))
+        except OSError as exc:
+            trouble = volume_trouble(exc)
+            if trouble is None:
+                raise
+            raise trouble from exc
 
     runs = _endpoint("/runs", RunAPI.runs)
     run = _endpoint("/run", RunAPI.run)
