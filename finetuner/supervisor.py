@@ -192,13 +192,12 @@ class Supervisor:
                 if not state.status.is_waiting:
                     continue
                 if run.is_to_be_cancelled():  # by one that was gone before it could do so
-                    run.step(state, Status.CANCELLED, CANCELLED, actor=Actor.SERVICE)
+                    _step(run, state, Status.CANCELLED, CANCELLED)
                     continue
                 try:
                     gpus = self._gpus_for(run.config())
-                except (
-                    ConfigError
-                ) as exc:  # of another version; the runs behind it do not wait for it
+                except ConfigError as exc:
+                    # Written by another version; those behind it do not wait for it.
                     run.step(state, Status.FAILED, str(exc), actor=Actor.SERVICE)
                     continue
                 # Those of a larger run are not given to later ones, or it would wait for ever.
@@ -283,7 +282,7 @@ class Supervisor:
         status, details, n = found.outcome(run, state, self._max_interruptions)
         if status is not None:
             with suppress(ConflictError):  # another service has settled it
-                run.step(state, status, details, actor=Actor.SERVICE, n_interruptions=n)
+                _step(run, state, status, details, n_interruptions=n)
             self._scanned_at = float("-inf")  # it may go on at once
 
 
@@ -350,6 +349,12 @@ class _Worker:
             self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             self.kill()
+
+
+def _step(run: Run, state: State, status: Status, details: str, **changes: int) -> None:
+    run.step(state, status, details, actor=Actor.SERVICE, **changes)
+    if status is Status.CANCELLED:
+        run.clean_up()
 
 
 def _command(run: Run, module: str) -> list[str]:
