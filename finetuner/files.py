@@ -114,10 +114,20 @@ def write_new_json(path: Path, value: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
-        os.link(temporary, path)  # unlike a rename, it does not replace
+        _link(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def _link(temporary: str, path: Path) -> None:
+    """Give a file its name; unlike a rename, that does not replace another."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        # NFS asks again when an answer was lost, and is told that the name, its own, exists.
+        if os.stat(temporary).st_nlink != 2:
+            raise
 
 
 def _json(value: Any) -> bytes:

@@ -218,7 +218,7 @@ class Supervisor:
         if not state.status.is_waiting:
             return False
         if run.is_to_be_cancelled():  # by one that was gone before it could do so
-            run.step(state, Status.CANCELLED, CANCELLED, actor=Actor.SERVICE)
+            _step(run, state, Status.CANCELLED, CANCELLED)
             return False
         try:
             config = run.config()
@@ -316,5 +316,11 @@ class Supervisor:
         status, details, n = found.outcome(run, state, self._max_interruptions)
         if status is not None:
             with suppress(ConflictError):  # another service has settled it
-                run.step(state, status, details, actor=Actor.SERVICE, n_interruptions=n)
+                _step(run, state, status, details, n_interruptions=n)
             self._scanned_at = float("-inf")  # it may go on at once
+
+
+def _step(run: Run, state: State, status: Status, details: str, **changes: int) -> None:
+    run.step(state, status, details, actor=Actor.SERVICE, **changes)
+    if status is Status.CANCELLED:
+        run.clean_up()

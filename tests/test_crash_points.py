@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from crash_points import Disk, Found
 from docarray import Document, DocumentArray
 
+from finetuner import publishing
 from finetuner.alias_store import AliasStore
 from finetuner.artifact import Manifest, pack, unpacked
 from finetuner.checkpoint import CheckpointStore
@@ -29,11 +31,12 @@ from finetuner.errors import (
     NotFoundError,
     RunExistsError,
 )
-from finetuner.publishing import remove_leftovers
+from finetuner.publishing import keep_model, remove_leftovers
 from finetuner.run_store import RunStore
 from finetuner.states import Actor, Status
 from finetuner.targets import Promotion
 
+WEIGHTS = b"weights" * 99
 TEXTS = from_rows([["a", 1], ["b", 1]])
 
 
@@ -206,6 +209,27 @@ def save(*steps):
     return save
 
 
+def keep(*epochs):
+    """Keep models of epochs, at most two; what is written of each is one file."""
+    loaded = SimpleNamespace(model=SimpleNamespace(backbone=None))
+
+    def keep(volume):
+        for epoch in epochs:
+            keep_model(get(volume), loaded, epoch, n_kept=2)
+
+    return keep
+
+
+def create_kept(volume):
+    create(volume)
+    keep(1, 2)(volume)
+
+
+def kept_of(volume):
+    folders = sorted((get(volume).folder / "epochs").glob("[!.]*"))
+    return {folder.name: (folder / "model.safetensors").read_bytes() for folder in folders}
+
+
 def nothing(_volume):
     """Leave the volume empty."""
 
@@ -230,6 +254,8 @@ CREATED = Status.CREATED, (0, 0), True
 # Whoever finds the run so cancels it.
 ASKED = {"default/one": (Status.CREATED, (0, 0), False)}, ["default"]
 EMPTY, WITH_EMPTY = ({}, ["default"]), ({"default/one": CREATED}, ["default", "other"])
+KEPT_FIRST = {"epoch-1": WEIGHTS}
+KEPT = {f"epoch-{number}": WEIGHTS for number in (1, 2, 3)}
 _W, _S = Actor.WORKER, Actor.SERVICE
 OPERATIONS = (
     Operation("first run", runs_of, nothing, create, (RunExistsError,), (EMPTY,)),
@@ -254,6 +280,9 @@ OPERATIONS = (
     Operation("delete experiment", runs_of, create_experiment, delete_experiment, (NotFoundError,)),
     Operation("publish", artifact_of, create, publish),
     Operation("publish again", artifact_of, create_published, publish),
+    Operation("keep model", kept_of, create, keep(1)),
+    Operation("keep third model", kept_of, create_kept, keep(3), between=(KEPT,)),
+    Operation("keep model again", kept_of, create_kept, keep(2), between=(KEPT_FIRST,)),
     Operation("first alias", aliases_of, create_two_finished, set_alias("one")),
     Operation("alias", aliases_of, create_alias, set_alias("two")),
     Operation("roll back", aliases_of, create_alias_with_history, roll_back, (ConflictError,)),
@@ -270,6 +299,14 @@ OPERATIONS = (
 def _no_real_disk(monkeypatch):
     """The power of this machine stays; waiting for its disk proves nothing."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture(autouse=True)
+def _small_model(monkeypatch):
+    def save(loaded, folder, *, prompts=None):
+        (folder / "model.safetensors").write_bytes(WEIGHTS)
+
+    monkeypatch.setattr(publishing, "save_model", save)
 
 
 @pytest.mark.slow

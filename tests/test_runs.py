@@ -279,3 +279,16 @@ def test_a_step_that_came_too_late_for_its_own_temporary_file(run, monkeypatch):
     monkeypatch.setattr(os, "link", lose)
     with pytest.raises(RunChangedError, match="run `one` is no longer CREATED"):
         run.step(before, Status.CANCELLED, "", actor=Actor.SERVICE)
+
+
+def test_a_step_whose_answer_was_lost_on_the_network_was_made(run, monkeypatch):
+    """The system asks a second time, and the second answer is that the name is taken."""
+    link = os.link
+
+    def ask_twice(source, target):
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", ask_twice)
+    assert run.claim() == run.state()
+    assert [state.status for state in run.history()] == [Status.CREATED, Status.STARTED]

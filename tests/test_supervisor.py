@@ -164,7 +164,8 @@ def test_close_after_a_runs_folder_is_gone(store, supervisor, spawned):
     shutil.rmtree(run.folder)
     supervisor.close()
 
-    assert spawned[0].returncode == -signal.SIGKILL
+    # It may have seen by its heartbeat that the run is gone.
+    assert spawned[0].returncode in (-signal.SIGKILL, Exit.TAKEN)
     assert not run.folder.exists()
 
 
@@ -249,6 +250,20 @@ def test_cancel(tmp_path, store, supervisor, spawned):
     assert spawned[0].wait(5) == Exit.STOPPED
     assert len(spawned) == 1
     assert [state.status for state in waiting.history()] == ["CREATED", "CANCELLED"]
+
+
+def test_a_cancellation_that_was_cut_is_made_up_for(store, supervisor, spawned):
+    """Somebody asked for it, and was gone before the run's next state was written."""
+    waiting, left = create(store, "one"), create(store, "two")
+    dead(left)
+    for run in (waiting, left):
+        (run.folder / "checkpoints").mkdir()
+        run.ask_to_cancel()
+    supervisor.start()
+    wait_until(lambda: all(r.state().status is Status.CANCELLED for r in (waiting, left)))
+    supervisor.close()
+    assert spawned == []
+    assert not any((run.folder / "checkpoints").exists() for run in (waiting, left))
 
 
 def test_second_delete_finds_no_run(store, supervisor):
