@@ -1,5 +1,6 @@
 import dataclasses
 import inspect
+import os
 import subprocess
 import sys
 import threading
@@ -18,6 +19,8 @@ from finetuner.errors import (
     ConfigError,
     DataError,
     FinetunerServerError,
+    ForbiddenError,
+    InvalidTokenError,
     RunNotFoundError,
     UnavailableError,
 )
@@ -139,6 +142,7 @@ def test_fit_refuses_other_data_and_callbacks():
     [
         (404, {"error": "RunNotFoundError", "detail": "no run"}, RunNotFoundError, "^no run$"),
         (401, {}, AuthenticationRequiredError, "set FINETUNER_TOKEN to yours"),
+        (403, {"error": "ForbiddenError", "detail": "needs fit"}, ForbiddenError, "^needs fit$"),
         (500, {"error": "Oops", "detail": "x"}, FinetunerServerError, r"server failed \(500\): x"),
         (502, [], FinetunerServerError, r"server failed \(502\)"),
     ],
@@ -167,6 +171,35 @@ def test_token_travels_when_there_is_one(server, monkeypatch):
     finetuner.login()
     assert server.requests[-1][2]["Authorization"] == "Bearer secret"
     assert finetuner.get_token() == "secret"
+
+
+def test_login_with_a_token(server, monkeypatch):
+    for variable in ("FINETUNER_TOKEN", "JINA_AUTH_TOKEN", "JINA_HUBBLE_REGISTRY"):
+        monkeypatch.setenv(variable, "")
+        monkeypatch.delenv(variable)
+    finetuner.login()  # docarray now has what stands for no token
+    finetuner.login(token="ft_secret")
+    (method, path, headers, _) = server.requests[-1]
+    assert (method, path, headers["Authorization"]) == ("GET", "/whoami", "Bearer ft_secret")
+    assert os.environ["JINA_AUTH_TOKEN"] == finetuner.get_token() == "ft_secret"
+    server.status = 401
+    with pytest.raises(InvalidTokenError, match="does not know the token in FINETUNER_TOKEN"):
+        finetuner.login()
+
+
+def test_a_token_goes_to_no_other_registry(server, monkeypatch):
+    monkeypatch.setenv("JINA_HUBBLE_REGISTRY", "https://registry.example.org")
+    monkeypatch.setenv("JINA_AUTH_TOKEN", "theirs")
+    monkeypatch.setenv("FINETUNER_TOKEN", "")
+    finetuner.login(token="ft_secret")
+    assert os.environ["JINA_AUTH_TOKEN"] == "theirs"
+
+
+@pytest.mark.parametrize("token", ["", "two words", "a\nb", "ü"])
+def test_what_cannot_be_a_token_is_not_sent(server, token):
+    with pytest.raises(ConfigError, match="a token is one word of letters"):
+        finetuner.login(token=token)
+    assert server.requests == []
 
 
 def test_cos_sim():
