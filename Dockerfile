@@ -1,6 +1,7 @@
 # One image for the whole Flow, or for any of its executors:
 #   docker build -t finetuner-flow .                             (CPU)
 #   docker build -t finetuner-flow:gpu --build-arg DEVICE=gpu .  (GPU)
+#   docker run -v finetuner:/data finetuner-flow finetuner token create laptop --scope admin   (once)
 #   docker run -p 51000:51000 -p 51001:51001 -v finetuner:/data finetuner-flow
 #   docker run -v finetuner:/data finetuner-flow jina executor --uses executors/encoder/config.yml
 FROM python:3.11-slim

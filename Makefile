@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-unit check serve benchmark soak
+.PHONY: install demo test test-unit check serve benchmark soak fuzz
 install: $(STAMP)
 $(STAMP): pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,9 @@ serve: install
 # Ten minutes of mixed load; SECONDS=60 for a minute.
 soak: install
 	$(VENV)/bin/python benchmarks/soak.py --seconds $(or $(SECONDS),600)
+# Five minutes of random input to everything that reads; SECONDS=60 for a minute.
+fuzz: install
+	FUZZ_SECONDS=$(or $(SECONDS),300) $(VENV)/bin/python -m pytest tests/test_fuzz.py
 # DATA=DIR [PREFIX=name_] adds a training on DIR's CSVs beside sentence-transformers; see benchmarks/README.md.
 benchmark: install
 	$(VENV)/bin/python benchmarks/evaluate.py

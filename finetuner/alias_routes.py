@@ -9,7 +9,7 @@ from docarray import DocumentArray
 from fastapi import FastAPI, Request, Response
 
 from finetuner.alias_api import AliasBody
-from finetuner.http_messages import json_response, query, read_body
+from finetuner.http_messages import json_response, note, query, read_body
 from finetuner.openapi import ERROR, described
 from finetuner.schema import describe
 from finetuner.wire import read_json_document
@@ -109,6 +109,7 @@ def _add_changing(app: FastAPI, call: Call) -> None:
     )
     async def set_alias(name: str, request: Request) -> Response:
         body = await read_body(request, tuple(ALIAS_BODY["properties"]))
+        note(request, name=name, run=body.get("run"))
         return await ask(request, "/alias/set", {**body, "name": name})
 
     @app.post(

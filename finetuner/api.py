@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from docarray import DocumentArray
 
 from finetuner.callback import CALLBACKS
-from finetuner.client import Client, experiment_path, point_docarray_here, token
+from finetuner.client import Client, experiment_path, point_docarray_here, use_token
+from finetuner.client import token as current_token
 from finetuner.config import DEFAULT_EXPERIMENT, HardNegatives
 from finetuner.csv_file import CSVOptions
 from finetuner.errors import AuthenticationRequiredError, ConfigError
@@ -24,19 +25,24 @@ _client = Client()
 Texts = TypeVar("Texts", DocumentArray, Sequence[str])
 
 
-def login(force: bool = False, interactive: bool | None = None) -> None:
-    """Check that the server answers; there is nothing to log in to.
-
-    A server that asks for a token takes it from ``FINETUNER_TOKEN``.
+def login(
+    force: bool = False, interactive: bool | None = None, *, token: str | None = None
+) -> None:
+    """Check that the server answers and, where it asks for a token, that it takes ours.
 
     :param force: Ignored, as in the old API's scripts.
     :param interactive: Ignored.
-    :raises AuthenticationRequiredError: When the server asks for a token and has not got a valid one.
+    :param token: Sent with all calls from now on, docarray's too; when None, ``FINETUNER_TOKEN`` is.
+    :raises ConfigError: When the token is no word.
+    :raises AuthenticationRequiredError: When the server asks for a token and there is none.
+    :raises InvalidTokenError: When the server does not know the token.
     :raises UnavailableError: When no server answers.
     """
     del force, interactive
+    if token is not None:
+        use_token(token)
     point_docarray_here()
-    _client.get("/")
+    _client.get("/whoami")
 
 
 notebook_login = login
@@ -47,9 +53,9 @@ def get_token() -> str:
 
     :raises AuthenticationRequiredError: When ``FINETUNER_TOKEN`` is not set.
     """
-    if not token():
+    if not current_token():
         raise AuthenticationRequiredError("FINETUNER_TOKEN is not set")
-    return token()
+    return current_token()
 
 
 # Arguments of `fit` that mean something to the client alone, or nothing.
@@ -105,8 +111,13 @@ def fit(
     n_processes: int = 1,
     priority: int = 0,
     seed: int = 0,
+    idempotency_key: str | None = None,
 ) -> Run:
     """Start a training run on the server and return at once.
+
+    The same request again gives the run that it made, known by its ``run_name`` or its
+    ``idempotency_key``: with either, a call whose answer was lost (UnavailableError: the connection broke,
+    or the server started again) may simply be repeated. Without both, it may make a second run.
 
     :param model: Backbone: a display name (:func:`list_models`), a Hugging Face id, or a folder of the
         server.
@@ -161,10 +172,14 @@ def fit(
     :param n_processes: Processes that train together, one for each GPU; the gradient is that of one.
     :param priority: -100 to 100; runs with higher ones get a worker first.
     :param checkpoint_interval_s: Seconds from one checkpoint to the next.
+    :param idempotency_key: Made once for each run that is wanted, such as ``str(uuid.uuid4())``; it is
+        remembered as long as the run is there.
     :raises ConfigError: When a setting is unknown or out of range.
     :raises DataError: When the data cannot train or evaluate; the message gives the numbers found.
     :raises ModelNotFoundError, DataNotFoundError: When a named thing does not exist.
-    :raises RunExistsError: When the experiment has a run of that name.
+    :raises RunExistsError: When the experiment has a run of that name or key with other settings or texts;
+        the message shows the difference.
+    :raises InsufficientSpaceError: When the server's volume has no room for the run.
     :raises UnavailableError: When no server answers.
     """
     settings = {name: value for name, value in locals().items() if name not in _NOT_SENT}

@@ -14,14 +14,11 @@ Files are stored and not deflated: weights hardly shrink, and reading is a copy.
 from __future__ import annotations
 
 import hashlib
-import shutil
-import stat
 import tempfile
 import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,22 +28,20 @@ from finetuner.config import OnnxVariant
 from finetuner.errors import ArtifactNotFound, CorruptedArtifact, FinetunerError
 from finetuner.files import read_json, replacing, write_json
 from finetuner.schema import read
+from finetuner.zip_reader import ZipLimits, extract, read_member
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 ONNX_GRAPH = "onnx/model.onnx"
 VARIANT_GRAPHS = {variant: f"onnx/model_{variant}.onnx" for variant in OnnxVariant}
-_MAX_FILES = 200
-_MAX_BYTES = 20 * 2**30
-_CHUNK_BYTES = 2**20
-# RuntimeError: zipfile's answer to encrypted members and to methods it does not know.
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    OSError,
-    RuntimeError,
-    UnicodeDecodeError,
+# BERT-large with all its graphs takes 4 GB.
+LIMITS = ZipLimits(n_members=200, size_bytes=20 * 2**30)
+_MAX_MANIFEST_BYTES = 16 * 2**20
+# Only to read the manifest, so that one file may be as long as a manifest.
+_MANIFEST_LIMITS = replace(LIMITS, free_bytes=_MAX_MANIFEST_BYTES)
+# Pickles, which run code when they are read, and code. Nothing reads them; they have no business here.
+_REFUSED_SUFFIXES = frozenset(
+    ".bin .ckpt .dill .h5 .joblib .npy .npz .pickle .pkl .pt .pth .py .pyc .so".split()
 )
 
 
@@ -155,7 +150,9 @@ def unpacked(artifact: Path) -> Iterator[tuple[Path, Manifest]]:
 
     :param artifact: A zip, or the folder inside one.
     :raises ArtifactNotFound: When nothing is there.
-    :raises CorruptedArtifact: When it is neither, or its files are not those of the manifest.
+    :raises CorruptedArtifact: When it is neither, its files are not those of the manifest, or it holds
+        pickles or code.
+    :raises TooLargeError: When it holds more than :data:`LIMITS`.
     """
     if artifact.is_dir():
         yield _checked_folder(artifact)
@@ -163,7 +160,7 @@ def unpacked(artifact: Path) -> Iterator[tuple[Path, Manifest]]:
     if not artifact.is_file():
         raise ArtifactNotFound(f"there is no artifact `{artifact}`")
     with tempfile.TemporaryDirectory(prefix="finetuner-artifact-") as temporary:
-        _extract(artifact, Path(temporary))
+        extract(artifact, Path(temporary), limits=LIMITS)
         folders = [path for path in Path(temporary).iterdir() if path.is_dir()]
         if len(folders) != 1:
             raise CorruptedArtifact(f"`{artifact.name}` must hold one folder, found {len(folders)}")
@@ -181,37 +178,6 @@ def _check_nothing_else(folder: Path, manifest: Manifest) -> None:
         )
 
 
-def _extract(artifact: Path, target: Path) -> None:
-    try:
-        with zipfile.ZipFile(artifact) as archive:
-            members = archive.infolist()
-            _check_members(artifact.name, members)
-            for member in members:
-                if member.is_dir():
-                    continue
-                path = target / member.filename
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(member) as source, path.open("wb") as file:
-                    shutil.copyfileobj(source, file, _CHUNK_BYTES)
-    except _ZIP_ERRORS as exc:
-        raise CorruptedArtifact(
-            f"`{artifact.name}` is not a zip file, or is damaged: {exc}"
-        ) from exc
-
-
-def _check_members(name: str, members: Sequence[zipfile.ZipInfo]) -> None:
-    """Refuse a zip that would write outside its folder, hold links, or fill the disk."""
-    if len(members) > _MAX_FILES or sum(m.file_size for m in members) > _MAX_BYTES:
-        raise CorruptedArtifact(
-            f"`{name}` holds more than {_MAX_FILES} files or {_MAX_BYTES} bytes"
-        )
-    for member in members:
-        path = PurePosixPath(member.filename)
-        is_link = stat.S_ISLNK(member.external_attr >> 16)
-        if path.is_absolute() or ".." in path.parts or "\\" in member.filename or is_link:
-            raise CorruptedArtifact(f"`{name}` holds the unsafe member `{member.filename}`")
-
-
 def read_manifest(artifact: Path) -> Manifest:
     """Return the manifest of a run's zip; nothing else of it is read or checked.
 
@@ -222,15 +188,17 @@ def read_manifest(artifact: Path) -> Manifest:
     if not artifact.is_file():
         raise ArtifactNotFound(f"there is no artifact `{artifact}`")
     try:
-        with zipfile.ZipFile(artifact) as archive:
-            content = orjson.loads(archive.read(f"{artifact.stem}/{MANIFEST}"))
-    except (*_ZIP_ERRORS, KeyError, ValueError) as exc:
+        content = orjson.loads(
+            read_member(artifact, f"{artifact.stem}/{MANIFEST}", limits=_MANIFEST_LIMITS)
+        )
+    except ValueError as exc:  # the errors of the reader among them
         raise CorruptedArtifact(f"`{artifact.name}` has no readable {MANIFEST}: {exc}") from exc
     return _as_manifest(artifact, content)
 
 
 def _checked_folder(folder: Path) -> tuple[Path, Manifest]:
     try:
+        _check_manifest_size(folder / MANIFEST)
         content = read_json(folder / MANIFEST)
     except (OSError, ValueError) as exc:
         raise CorruptedArtifact(
@@ -239,9 +207,27 @@ def _checked_folder(folder: Path) -> tuple[Path, Manifest]:
         ) from exc
     manifest = _as_manifest(folder, content)
     for path, digest in manifest.files.items():
+        _check_listed(folder.name, PurePosixPath(path))
         if not (folder / path).is_file() or _digest(folder / path) != digest:
             raise CorruptedArtifact(f"`{path}` of `{folder.name}` is missing or was changed")
     return folder, manifest
+
+
+def _check_manifest_size(path: Path) -> None:
+    size_bytes = path.stat().st_size
+    if size_bytes > _MAX_MANIFEST_BYTES:
+        raise ValueError(f"it has {size_bytes} bytes, {_MAX_MANIFEST_BYTES} are allowed")
+
+
+def _check_listed(name: str, path: PurePosixPath) -> None:
+    """Refuse a file outside the artifact, and one that could hold code."""
+    if path.is_absolute() or ".." in path.parts:
+        raise CorruptedArtifact(f"the manifest of `{name}` names `{path}`, which lies outside it")
+    if path.suffix.lower() in _REFUSED_SUFFIXES:
+        raise CorruptedArtifact(
+            f"`{name}` holds `{path}`: pickles and code are refused, weights are read from "
+            "safetensors and ONNX alone; save the model anew with `save_pretrained`"
+        )
 
 
 def _as_manifest(folder: Path, content: Any) -> Manifest:

@@ -11,9 +11,12 @@ import typer
 from rich.console import Console
 
 from finetuner.alias_command import alias
-from finetuner.client import server_url, token
+from finetuner.client import NO_TOKEN, server_url, token
 from finetuner.config import workspace_dir
 from finetuner.errors import ConfigError, FinetunerError
+from finetuner.gatekeeper import check_host
+from finetuner.gc_command import gc
+from finetuner.token_command import token_app
 
 app = typer.Typer(
     help="Fine-tune, evaluate and serve text embedding models on your own machine.",
@@ -37,9 +40,15 @@ def serve(
         Path | None,
         typer.Option(help="The folder of data, runs and models. [default: FINETUNER_WORKSPACE]"),
     ] = None,
-    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Where to listen. Another than loopback needs a token.")
+    ] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(min=1, max=65535)] = 51000,
     http_port: Annotated[int, typer.Option(min=1, max=65535)] = 51001,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="A page's origin that browsers may let in; may be given several times."),
+    ] = None,
 ) -> None:
     """Start the service and stop it whole on Ctrl-C or SIGTERM."""
     from finetuner.serve import Service, flow_path
@@ -54,17 +63,18 @@ def serve(
             f"  workspace  {folder}\n"
             f"Ctrl-C stops it."
         )
-        if host not in ("127.0.0.1", "localhost", "::1"):
-            errors.print(
-                f"[yellow]Warning:[/yellow] {host} can be reached by others, and this version asks "
-                "nobody for a token; put a proxy that does in front of it."
-            )
 
     try:
+        check_host(host, folder)
         for port in (grpc_port, http_port):
             _check_free(host, port)
         service = Service(
-            flow_path(flow), workspace=folder, host=host, grpc_port=grpc_port, http_port=http_port
+            flow_path(flow),
+            workspace=folder,
+            host=host,
+            grpc_port=grpc_port,
+            http_port=http_port,
+            cors_origins=cors_origin or (),
         )
         console.print("Starting ...")
         service.run(say_ready)
@@ -95,13 +105,15 @@ def env() -> None:
     variables = {
         "FINETUNER_HOST": server_url(),
         "JINA_HUBBLE_REGISTRY": server_url(),
-        "JINA_AUTH_TOKEN": token() or "none",
+        "JINA_AUTH_TOKEN": token() or NO_TOKEN,
     }
     for name, value in variables.items():
         typer.echo(f"export {name}={shlex.quote(value)}")
 
 
 app.command()(alias)
+app.command()(gc)
+app.add_typer(token_app, name="token")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 from urllib.parse import quote
 
@@ -15,7 +17,9 @@ import requests
 from finetuner.config import DEFAULT_HOST
 from finetuner.errors import (
     AuthenticationRequiredError,
+    ConfigError,
     FinetunerServerError,
+    InvalidTokenError,
     UnavailableError,
     error_class,
 )
@@ -23,7 +27,11 @@ from finetuner.files import replacing
 
 _CONNECT_TIMEOUT_S = 5.0
 _READ_TIMEOUT_S = 300.0
+_SILENCE_TIMEOUT_S = 60.0
 _CHUNK_BYTES = 2**20
+# docarray asks for a login when it has nothing to send.
+NO_TOKEN = "none"
+_TOKEN = re.compile(r"[A-Za-z0-9_\-.~+/=]+")
 
 
 def server_url() -> str:
@@ -37,10 +45,26 @@ def token() -> str:
     return os.environ.get("FINETUNER_TOKEN", "")
 
 
+def use_token(value: str) -> None:
+    """Let all calls from now on carry a token; docarray's too, and those of processes started from here.
+
+    :param value: The token.
+    :raises ConfigError: When it has spaces or other signs that no token has.
+    """
+    if not _TOKEN.fullmatch(value):
+        raise ConfigError(
+            "a token is one word of letters, digits, `_` and `-`, as `finetuner token create` prints it"
+        )
+    os.environ["FINETUNER_TOKEN"] = value
+    point_docarray_here()
+
+
 def point_docarray_here() -> None:
     """Let ``DocumentArray.push`` and ``pull`` talk to our server, unless they are told otherwise."""
     os.environ.setdefault("JINA_HUBBLE_REGISTRY", server_url())
-    os.environ.setdefault("JINA_AUTH_TOKEN", token() or "none")
+    # Where the registry is another's, so is its token.
+    if os.environ["JINA_HUBBLE_REGISTRY"].rstrip("/") == server_url():
+        os.environ["JINA_AUTH_TOKEN"] = token() or os.environ.get("JINA_AUTH_TOKEN") or NO_TOKEN
 
 
 class Client:
@@ -84,14 +108,26 @@ class Client:
             response.encoding = "utf-8"
             return response.text
 
-    def stream_lines(self, path: str, **parameters: Any) -> Iterator[str]:
-        """Yield the lines of an answer as they come."""
+    @contextmanager
+    def stream(self, path: str, **parameters: Any) -> Iterator[requests.Response]:
+        """Give an answer whose body comes bit by bit.
+
+        :raises UnavailableError: When the connection breaks, also while the body is read, or nothing
+            comes for a minute: the other end may be gone.
+        """
         with (
-            self._request("GET", path, params=_without_none(parameters), stream=True) as response,
+            self._request(
+                "GET",
+                path,
+                params=_without_none(parameters),
+                stream=True,
+                timeout=(_CONNECT_TIMEOUT_S, _SILENCE_TIMEOUT_S),
+                # A proxy that compresses would hold lines back.
+                headers={"Accept-Encoding": "identity"},
+            ) as response,
             _translated(self.url),
         ):
-            for line in response.iter_lines(chunk_size=1):
-                yield line.decode("utf-8", errors="replace")
+            yield response
 
     def download(self, path: str, destination: Path, **parameters: Any) -> None:
         """Write an answer to a file, which appears whole or not at all."""
@@ -106,8 +142,16 @@ class Client:
         with self._request(method, path, **kwargs) as response:
             return orjson.loads(response.content)
 
-    def _request(self, method: str, path: str, **kwargs: Any) -> requests.Response:
-        headers = {"Content-Type": "application/json"}
+    def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        timeout: tuple[float, float] = (_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S),
+        **kwargs: Any,
+    ) -> requests.Response:
+        headers = {"Content-Type": "application/json", **headers}
         if token():
             headers["Authorization"] = f"Bearer {token()}"
         with _translated(self.url):
@@ -115,7 +159,7 @@ class Client:
                 method,
                 self.url + path,
                 headers=headers,
-                timeout=(_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S),
+                timeout=timeout,
                 **kwargs,
             )
         if not response.ok:
@@ -147,14 +191,22 @@ def _translated(url: str) -> Iterator[None]:
             f"no Finetuner server answers at {url}; start one with `finetuner serve`, or set "
             "FINETUNER_HOST to the address of a running one"
         ) from exc
+    except requests.exceptions.ChunkedEncodingError as exc:
+        raise UnavailableError(f"the connection to {url} broke: {exc}") from exc
     except requests.RequestException as exc:
         raise FinetunerServerError(f"The call to {url} failed", str(exc)) from exc
 
 
 def _error_of(response: requests.Response) -> Exception:
     if response.status_code == 401:
+        if token():
+            return InvalidTokenError(
+                "this server does not know the token in FINETUNER_TOKEN: it was revoked, or is another "
+                "server's; `finetuner token create NAME --scope SCOPE` on the server makes a new one"
+            )
         return AuthenticationRequiredError(
-            "this server asks for a token: set FINETUNER_TOKEN to yours, or call finetuner.login()"
+            "this server asks for a token: set FINETUNER_TOKEN to yours, or call "
+            "finetuner.login(token='...')"
         )
     try:
         content = orjson.loads(response.content)

@@ -29,6 +29,7 @@ DEFAULT_LEARNING_RATE = 2e-5
 DEFAULT_ADAPTER_LEARNING_RATE = 1e-3
 DEFAULT_LOSS_LEARNING_RATE = 1e-2
 _LONGEST_PROMPT = 1000
+_LONGEST_KEY = 255
 
 
 class Device(StrEnum):
@@ -219,6 +220,10 @@ class RunConfig:
     )
     priority: int = documented("-100 to 100; higher ones get a worker first", default=0)
     seed: int = documented("of batches and dropout, at least 0", default=0)
+    idempotency_key: str | None = documented(
+        f"1 to {_LONGEST_KEY} characters: a request sent again with its key gives the run that it made",
+        default=None,
+    )
 
     def __post_init__(self) -> None:
         if not self.run_name:
@@ -253,6 +258,7 @@ class RunConfig:
         self._check_onnx_variants()
         self._check_dimensions()
         self._check_prompts()
+        self._check_key()
         self.built_callbacks()
 
     def _check_dimensions(self) -> None:
@@ -268,6 +274,14 @@ class RunConfig:
                     f"prompts.{name} must be a string of at most {_LONGEST_PROMPT} characters, got "
                     f"`{prompt!r}`"[:200]
                 )
+
+    def _check_key(self) -> None:
+        length = None if self.idempotency_key is None else len(self.idempotency_key)
+        if length is not None and not 1 <= length <= _LONGEST_KEY:
+            raise ConfigError(
+                f"idempotency_key must have 1 to {_LONGEST_KEY} characters, got {length}; a random UUID "
+                "made once for each run that is wanted will do"
+            )
 
     def _check_onnx_variants(self) -> None:
         names = ", ".join(self.onnx_variants)

@@ -2,9 +2,8 @@
 
 ``data/{name}/entry.json`` describes what has the name, and says in which folder beside it that lies, so
 that pushing it again replaces all of it at once. There, ``documents`` holds the stream that a client
-pushed: version byte, count, then each document as length and gzipped protobuf. ``texts.jsonl`` holds its
-texts and labels in our own form, made once at the push, so that starting a run on 100,000 documents costs
-no decoding. Nothing here reads pickle.
+pushed (:mod:`finetuner.document_stream`). ``texts.jsonl`` holds its texts and labels in our own form, made
+once at the push, so that starting a run on 100,000 documents costs no decoding. Nothing here reads pickle.
 """
 
 from __future__ import annotations
@@ -12,10 +11,8 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
-import struct
 import tempfile
 import zlib
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -23,12 +20,11 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote, unquote
 
-from docarray import Document, DocumentArray
-from docarray.proto.docarray_pb2 import DocumentProto
-from google.protobuf.message import DecodeError
+from docarray import DocumentArray
 
 from finetuner import lock
 from finetuner.data import write_jsonl
+from finetuner.document_stream import read_documents
 from finetuner.errors import DataError, DataNotFoundError
 from finetuner.files import (
     make_folder,
@@ -42,9 +38,6 @@ from finetuner.names import check_data_name
 from finetuner.pairs import Texts, read_data
 from finetuner.pairs import read_documents as read_texts
 
-_HEADER = struct.Struct(">BQ")
-_LENGTH = struct.Struct(">I")
-_MAX_DOCUMENT_BYTES = 64 * 2**20
 _PADDING_BYTES = 8192
 _ENTRY = "entry.json"
 
@@ -78,6 +71,7 @@ class DataStore:
         :param name: The name.
         :param stream: What ``DocumentArray.push`` sends.
         :raises DataError: When the stream is anything else, or cut short.
+        :raises TooLargeError: When it holds more than the limits of such a stream.
         """
         check_data_name(name)
         make_folder(self._root, parents=True)
@@ -200,47 +194,6 @@ def _write_texts(documents: DocumentArray, folder: Path) -> None:
         write_jsonl(read_texts(documents), folder / "texts.jsonl")
     except DataError as exc:
         write_json(folder / "no-texts.json", str(exc))
-
-
-def read_documents(path: Path) -> Iterator[Document]:
-    """Yield the documents of a stream as docarray writes it with ``protobuf`` and ``gzip``.
-
-    :param path: The file.
-    :raises DataError: When it is not such a stream, above all when it is a pickle.
-    """
-    with path.open("rb") as file:
-        header = file.read(_HEADER.size)
-        if len(header) < _HEADER.size or header[0] != 1:
-            raise DataError(
-                "the upload is not a DocumentArray as `push` sends it (a protobuf stream); "
-                "pickle and other formats are refused"
-            )
-        for number in range(1, _HEADER.unpack(header)[1] + 1):
-            yield _read_document(file, number)
-        if file.read(1):
-            raise DataError("the upload goes on behind its last document")
-
-
-def _read_document(file: IO[bytes], number: int) -> Document:
-    length = file.read(_LENGTH.size)
-    body = (
-        file.read(min(_LENGTH.unpack(length)[0], _MAX_DOCUMENT_BYTES)) if len(length) == 4 else b""
-    )
-    if not body or len(body) < _LENGTH.unpack(length)[0]:
-        raise DataError(f"the upload ends within document {number}, or the document is too large")
-    try:
-        return Document.from_protobuf(DocumentProto.FromString(_gunzip(body)))
-    except (DecodeError, OSError, EOFError, zlib.error, ValueError, TypeError) as exc:
-        raise DataError(f"document {number} of the upload is no gzipped protobuf: {exc}") from exc
-
-
-def _gunzip(body: bytes) -> bytes:
-    """Decompress with a bound: a kilobyte of gzip can stand for a gigabyte."""
-    decompressor = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-    content = decompressor.decompress(body, _MAX_DOCUMENT_BYTES)
-    if decompressor.unconsumed_tail:
-        raise ValueError(f"a document is larger than {_MAX_DOCUMENT_BYTES} bytes")
-    return content
 
 
 def summary_of(entry: StoredData) -> dict[str, Any]:

@@ -3,12 +3,15 @@
 FinetunerError
 ├─ MalformedRequestError (ValueError)         400  the body is no JSON object
 ├─ AuthenticationRequiredError (PermissionError) 401
+│  └─ InvalidTokenError                            there is a token, and it is none of the server's
+├─ ForbiddenError (PermissionError)           403  the token has not the scope that this needs
 ├─ NotFoundError (LookupError)                404
 │  ├─ EndpointNotFoundError                        no executor of the Flow has the endpoint
 │  ├─ RunNotFoundError, ExperimentNotFoundError, DataNotFoundError
 │  └─ ModelNotFoundError, ArtifactNotFound, AliasNotFoundError
+├─ SlowRequestError (TimeoutError)            408  the client sends its request too slowly
 ├─ ConflictError (RuntimeError)               409
-│  ├─ RunExistsError                               the name is taken
+│  ├─ RunExistsError                               the name is taken, by a run of another request
 │  ├─ RunPreparingError, RunInProgressError, RunFailedError, RunCancelledError
 │  ├─ ImpossibleStepError                          a run cannot come from its state to that one
 │  ├─ RunChangedError                              another process has made the step
@@ -20,8 +23,10 @@ FinetunerError
 ├─ CorruptedArtifact (ValueError)             422
 ├─ KeysMismatchError (ValueError)             422  two sets of weights are not of one model
 ├─ OverloadedError (RuntimeError)             429  more is waiting than can be answered in time
+│  └─ TooManyFailedLoginsError                     of one address
 ├─ UnavailableError (ConnectionError)         503  a server or an executor does not answer
 ├─ DeadlineExceededError (TimeoutError)       504  not answered within the time that the client gave
+├─ InsufficientSpaceError (OSError)           507  what was asked for does not fit the disk or quota
 ├─ TrainingError (RuntimeError)               500  training cannot go on
 └─ FinetunerServerError (RuntimeError)        500  anything the server did not foresee
 
@@ -50,6 +55,16 @@ class AuthenticationRequiredError(FinetunerError, PermissionError):
     """The server asks for a token and got none, or a wrong one."""
 
     http_status = 401
+
+
+class InvalidTokenError(AuthenticationRequiredError):
+    """The request has a token that is none of the server's, or is one no more."""
+
+
+class ForbiddenError(FinetunerError, PermissionError):
+    """Who asks is known, or need not be, and may not do this."""
+
+    http_status = 403
 
 
 class NotFoundError(FinetunerError, LookupError):
@@ -86,6 +101,12 @@ class AliasNotFoundError(NotFoundError):
     """No alias of that name."""
 
 
+class SlowRequestError(FinetunerError, TimeoutError):
+    """The request did not arrive in time."""
+
+    http_status = 408
+
+
 class ConflictError(FinetunerError, RuntimeError):
     """The request is well formed and does not fit the present state."""
 
@@ -93,7 +114,7 @@ class ConflictError(FinetunerError, RuntimeError):
 
 
 class RunExistsError(ConflictError):
-    """The experiment already holds a run of that name."""
+    """The experiment holds a run of that name, or of that key, which another request has made."""
 
 
 class RunPreparingError(ConflictError):
@@ -170,6 +191,10 @@ class OverloadedError(FinetunerError, RuntimeError):
         return max(1, int(found[1])) if found else 1
 
 
+class TooManyFailedLoginsError(OverloadedError):
+    """One address has sent too many tokens that are none of the server's."""
+
+
 class UnavailableError(FinetunerError, ConnectionError):
     """A server or an executor does not answer."""
 
@@ -180,6 +205,12 @@ class DeadlineExceededError(FinetunerError, TimeoutError):
     """The request was not answered within the time that the client gave."""
 
     http_status = 504
+
+
+class InsufficientSpaceError(FinetunerError, OSError):
+    """What was asked for does not fit on the volume, or into its quota."""
+
+    http_status = 507
 
 
 class TrainingError(FinetunerError, RuntimeError):

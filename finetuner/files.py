@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,14 +12,36 @@ from typing import IO, Any
 
 import orjson
 
+from finetuner.errors import UnavailableError
+
+# What a volume says that is full, read-only, away or broken.
+_VOLUME_ERRORS = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EACCES)
+)
+
+
+def is_volume_error(error: BaseException) -> bool:
+    """Whether the volume is to blame for an error, and nothing that a request or a run did."""
+    return isinstance(error, OSError) and error.errno in _VOLUME_ERRORS
+
+
+def volume_trouble(error: BaseException) -> UnavailableError | None:
+    """Return what clients are told of an error that the volume is to blame for; None for any other."""
+    if not (isinstance(error, OSError) and is_volume_error(error)):
+        return None
+    return UnavailableError(
+        f"the server's volume cannot be used now ({error.strerror}): ask again when that is mended"
+    )
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
     """Open a file for writing that takes the place of ``path`` when the block ends without an error.
 
     The bytes are on disk before the name is: a reader sees the old file or the new one, whole.
 
     :param path: The final name; its folder must exist.
+    :param mode: Who may read and write it.
     """
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -27,7 +50,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files that only the owner may read; a volume is read by other users too.
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -111,9 +134,14 @@ def _json(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, whole or not at all."""
-    with replacing(path) as file:
+def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
+    """Write a value as indented JSON, whole or not at all.
+
+    :param path: The file.
+    :param value: What JSON can hold.
+    :param mode: Who may read and write it.
+    """
+    with replacing(path, mode=mode) as file:
         file.write(_json(value))
 
 
@@ -123,3 +151,12 @@ def read_json(path: Path) -> Any:
     :raises FileNotFoundError: When there is no such file.
     """
     return orjson.loads(path.read_bytes())
+
+
+def file_version(path: Path) -> tuple[int, int]:
+    """Return what changes when a file is replaced: its inode, and its time in nanoseconds.
+
+    :raises FileNotFoundError: When there is no such file.
+    """
+    stat = path.stat()
+    return stat.st_ino, stat.st_mtime_ns

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
 from docarray import DocumentArray
 from google.protobuf.message import DecodeError
+from jina.proto.jina_pb2 import DataRequestProto
 from jina.types.request.data import DataRequest
 
 from finetuner.errors import (
+    DataError,
     EndpointNotFoundError,
     FinetunerError,
     FinetunerServerError,
     MalformedRequestError,
     error_class,
 )
+from finetuner.message_shape import ShapeLimits, check_shape
 from finetuner.schema import nearest
 from finetuner.wire import DRY_RUN
 
+# Of one gRPC request; Jina's client sends 100 documents in each.
+MAX_MESSAGE_BYTES = 64 * 2**20
+# Some 70,000 labelled documents.
+_SHAPE = ShapeLimits(n_values=1_000_000, free_bytes=2**18)
 _ERROR = 1  # StatusProto.ERROR
 # The HTTP paths, for gRPC clients: `/runs/NAME/status` is `/status` with the parameter run_name.
-_RUN_PATH = re.compile(r"/runs/(?P<run_name>[^/]+)(?P<view>/(status|logs|metrics|examples))?")
+_RUN_PATH = re.compile(
+    r"/runs/(?P<run_name>[^/]+)(?P<view>/(status|logs|metrics|epochs|steps|examples))?"
+)
 _INTERNAL = "internal error; the server's log has it"
 _UNREADABLE = (
     "the request cannot be read: parameters and tags may not hold NaN or infinity, nor nest deeper "
@@ -44,6 +54,24 @@ def request_for(
     except RecursionError as exc:
         raise MalformedRequestError(_UNREADABLE) from exc
     return request
+
+
+async def check_size(request: DataRequest) -> None:
+    """Refuse a request with more in it than an executor could hold.
+
+    :param request: From a client, not read yet.
+    :raises TooLargeError: When it holds too many documents.
+    :raises MalformedRequestError: When the bytes are no request.
+    """
+    if not request.buffer or len(request.buffer) <= _SHAPE.free_bytes:
+        return
+    try:
+        # In a thread: to look takes microseconds a value, and all requests share this loop.
+        await asyncio.to_thread(
+            check_shape, request.buffer, DataRequestProto.DESCRIPTOR, limits=_SHAPE
+        )
+    except DataError as exc:
+        raise MalformedRequestError(_UNREADABLE) from exc
 
 
 def admit(request: DataRequest, endpoints: set[str]) -> None:

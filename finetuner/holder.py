@@ -11,8 +11,9 @@ import socket
 from enum import StrEnum
 from pathlib import Path
 
-_START_TIME = 19  # its place in /proc/PID/stat behind the command's name, see proc_pid_stat(5)
-_ZOMBIE = b"Z"
+# Their places in /proc/PID/stat behind the command's name, see proc_pid_stat(5).
+_STATE, _START_TIME = 0, 19
+_ZOMBIE, _STOPPED = b"Z", b"T"
 # Longer than a network volume may hide what another machine wrote (NFS: actimeo, 60 s at most by default
 # for what is opened by name far less), and than a machine under load forgets a thread.
 EXPIRY_S = 30.0
@@ -42,6 +43,17 @@ def life_of(name: str) -> Life:
     if place != _place():
         return Life.ELSEWHERE
     return Life.ALIVE if _start_time(pid) == start_time else Life.DEAD
+
+
+def is_frozen(name: str) -> bool:
+    """Whether a process is here and does not run, as after SIGSTOP.
+
+    :param name: As :func:`own_name` gave it there.
+    """
+    if life_of(name) is not Life.ALIVE:
+        return False
+    status = Path(f"/proc/{_parts(name)[1]}/stat").read_bytes()
+    return status.rpartition(b")")[2].split()[_STATE] == _STOPPED
 
 
 def send_signal(name: str, number: int) -> bool:
@@ -78,4 +90,4 @@ def _start_time(pid: int) -> str:
     except (FileNotFoundError, ProcessLookupError):
         return ""
     fields = status.rpartition(b")")[2].split()
-    return "" if fields[0] == _ZOMBIE else fields[_START_TIME].decode()
+    return "" if fields[_STATE] == _ZOMBIE else fields[_START_TIME].decode()

@@ -1,35 +1,45 @@
 """The HTTP side of the gateway: JSON that a person can write by hand, answered with true status codes.
 
-Every route but the downloads asks an executor, through the same endpoints that gRPC clients call, so
-the two cannot give different answers.
+Every route but downloads and streams asks an executor, through the same endpoints that gRPC clients
+call, so the two cannot give different answers.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import FileResponse
 
 from finetuner import __version__
 from finetuner.alias_routes import add_alias_routes
 from finetuner.availability import Availability, DrainingApp
 from finetuner.config import DEFAULT_EXPERIMENT
 from finetuner.encode_routes import Call, Encode, add_encode_routes, encoding_by
-from finetuner.errors import RunNotFoundError, RunPreparingError
-from finetuner.http_messages import add_error_handlers, flag, json_response, query, read_body
+from finetuner.gatekeeper import Gatekeeper
+from finetuner.http_access import add_access, add_cors
+from finetuner.http_messages import (
+    add_error_handlers,
+    json_response,
+    keyed,
+    note,
+    query,
+    read_body,
+)
 from finetuner.http_metrics import add_metrics
 from finetuner.hub_routes import add_hub_routes
+from finetuner.log_tail import Tails
 from finetuner.openai_routes import add_openai_routes
-from finetuner.openapi import ERROR, FIT_BODY, RUN, described
+from finetuner.openapi import ERROR, FIT_BODY, RUN, RUN_BEFORE, described
 from finetuner.overload import OverloadGate
 from finetuner.run_store import RunStore
+from finetuner.space import Space
+from finetuner.stream_routes import add_stream_routes
 from finetuner.wire import json_document, read_json_document
 
-_FOLLOW_INTERVAL_S = 0.5
+_RUN_FIELDS = ("run_name", "experiment_name")
 
 
 def build_app(
@@ -38,6 +48,9 @@ def build_app(
     availability: Availability | None = None,
     *,
     encode: Encode | None = None,
+    quota_bytes: int | None = None,
+    gatekeeper: Gatekeeper | None = None,
+    cors_origins: Sequence[str] = (),
 ) -> FastAPI:
     """Return the application.
 
@@ -46,6 +59,10 @@ def build_app(
     :param workspace: The volume, for downloads and stored data.
     :param availability: Shared with the server that serves the application; one of its own when None.
     :param encode: Asks the encoder for vectors; through ``call`` when None.
+    :param quota_bytes: What may lie on the volume in all; None for what it holds.
+    :param gatekeeper: Shared with the gRPC side; one of its own, for loopback, when None.
+    :param cors_origins: Of pages that may read the answers in a browser, such as ``https://a.example.org``.
+    :raises ConfigError: When one of them is no origin.
     """
     availability = availability or Availability(call)
     app = FastAPI(
@@ -57,17 +74,20 @@ def build_app(
     )
     add_error_handlers(app)
     gate = OverloadGate(encode or encoding_by(call))
+    add_access(app, gatekeeper or Gatekeeper(workspace), cors_origins=cors_origins)
     add_metrics(app, call)
     app.add_middleware(DrainingApp, availability=availability)
+    add_cors(app, cors_origins)
     _add_health(app, availability)
     add_encode_routes(app, call, gate)
     add_openai_routes(app, call, gate)
     _add_fit(app, call)
     _add_run_views(app, call)
-    _add_run_files(app, call, workspace, availability)
+    add_stream_routes(app, call, workspace, Tails(lambda: availability.is_stopping))
+    _add_artifact(app, workspace)
     _add_experiments(app, call)
     add_alias_routes(app, call)
-    add_hub_routes(app, workspace)
+    add_hub_routes(app, Space(workspace, quota_bytes))
     return app
 
 
@@ -75,6 +95,11 @@ def _add_health(app: FastAPI, availability: Availability) -> None:
     @app.get("/", tags=["service"], summary="What this is")
     async def root() -> Response:
         return json_response({"name": "finetuner-flow", "version": __version__, "docs": "/docs"})
+
+    @app.get("/whoami", tags=["service"], summary="Whom the token names, and what it opens")
+    async def whoami(request: Request) -> Response:
+        caller = request.state.caller
+        return json_response({"name": caller.name, "scopes": sorted(caller.scopes)})
 
     @app.get("/livez", tags=["service"], summary="Whether the gateway itself answers")
     async def live() -> Response:
@@ -98,12 +123,18 @@ def _add_fit(app: FastAPI, call: Call) -> None:
         tags=["runs"],
         summary="Start a run",
         openapi_extra=described(FIT_BODY),
-        responses={201: RUN, 400: ERROR, 404: ERROR, 409: ERROR, 413: ERROR, 422: ERROR},
+        responses={
+            **{200: RUN_BEFORE, 201: RUN},
+            **dict.fromkeys((400, 404, 409, 413, 422, 507), ERROR),
+        },
     )
     async def fit(request: Request) -> Response:
         query(request)
-        body = await read_body(request)
-        return json_response(read_json_document(await call("/fit", json_document(body), {})), 201)
+        body = keyed(await read_body(request), request)
+        note(request, **{field: body[field] for field in _RUN_FIELDS if field in body})
+        record = read_json_document(await call("/fit", json_document(body), {}))
+        note(request, run_name=record["name"], experiment_name=record["experiment_name"])
+        return json_response(record, 201 if record.pop("is_new") else 200)
 
 
 def _parameters(request: Request, run_name: str, *known: str) -> dict[str, Any]:
@@ -147,27 +178,11 @@ def _add_run_views(app: FastAPI, call: Call) -> None:
 
     add_view("/runs/{run_name}", "/run", "A run: settings, state, artifact id")
     add_view("/runs/{run_name}/status", "/status", "Its state")
-    add_view("/runs/{run_name}/metrics", "/metrics", "Its metrics before, after, by epoch")
+    add_view("/runs/{run_name}/metrics", "/metrics", "Its metrics so far: before, after, by epoch")
     add_view("/runs/{run_name}/examples", "/examples", "Matches of some queries before and after")
 
 
-def _add_run_files(app: FastAPI, call: Call, workspace: Path, availability: Availability) -> None:
-    @app.get(
-        "/runs/{run_name}/logs",
-        tags=["runs"],
-        summary="Its log; `?follow=true` goes on until it ends",
-        responses={404: ERROR, 409: ERROR},
-    )
-    async def logs(run_name: str, request: Request) -> Response:
-        parameters = _parameters(request, run_name, "follow")
-        if not flag(parameters, "follow"):
-            answer = read_json_document(await call("/logs", None, parameters))
-            return Response(answer["text"], media_type="text/plain; charset=utf-8")
-        await call("/status", None, parameters)  # an unknown run is a 404, not an empty stream
-        return StreamingResponse(
-            _follow(call, parameters, availability), media_type="text/plain; charset=utf-8"
-        )
-
+def _add_artifact(app: FastAPI, workspace: Path) -> None:
     @app.get(
         "/runs/{run_name}/artifact",
         tags=["runs"],
@@ -181,25 +196,6 @@ def _add_run_files(app: FastAPI, call: Call, workspace: Path, availability: Avai
         return FileResponse(
             run.artifact_path, filename=f"{run_name}.zip", media_type="application/zip"
         )
-
-
-async def _follow(
-    call: Call, parameters: dict[str, Any], availability: Availability
-) -> AsyncIterator[str]:
-    """Yield a run's log from its start until the run has ended or is deleted, or the service stops."""
-    offset, ended = 0, False
-    while not ended and not availability.is_stopping:
-        try:
-            answer = read_json_document(await call("/logs", None, {**parameters, "offset": offset}))
-        except RunPreparingError:  # it waits in the queue
-            pass
-        except RunNotFoundError:
-            return
-        else:
-            offset, ended = answer["offset"], answer["ended"]
-            yield answer["text"]
-        if not ended:
-            await asyncio.sleep(_FOLLOW_INTERVAL_S)
 
 
 def _add_experiments(app: FastAPI, call: Call) -> None:

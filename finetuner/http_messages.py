@@ -9,23 +9,36 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from finetuner.errors import (
+    AuthenticationRequiredError,
     ConfigError,
     EndpointNotFoundError,
     FinetunerError,
+    InvalidTokenError,
     MalformedRequestError,
     OverloadedError,
+    SlowRequestError,
     TooLargeError,
     UnavailableError,
 )
+from finetuner.files import volume_trouble
 from finetuner.schema import nearest
 
 logger = logging.getLogger(__name__)
 # What an executor needs to start again, about.
 _RESTART_S = "5"
 MAX_BODY_BYTES = 32 * 2**20
-_OPENAI_KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_MOST_DIGITS = 15  # protobuf carries numbers as doubles
+# In the state of a request: what it is about, beside its path and query.
+ASKED = "asked"
+_OPENAI_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
 
 
 def json_response(
@@ -40,6 +53,12 @@ def json_response(
     )
 
 
+def path_of(request: Request) -> str:
+    """Return the path that the router goes by; ``request.url`` takes the header Host into it unchecked."""
+    path: str = request.scope["path"]
+    return path
+
+
 def error_response(request: Request, error: FinetunerError) -> Response:
     """Answer with the error's own status code, its name and its sentence.
 
@@ -52,6 +71,9 @@ def error_response(request: Request, error: FinetunerError) -> Response:
         headers = {"Retry-After": str(error.retry_after_s)}
     elif isinstance(error, UnavailableError):
         headers = {"Retry-After": _RESTART_S}
+    elif isinstance(error, AuthenticationRequiredError):
+        cause = ', error="invalid_token"' if isinstance(error, InvalidTokenError) else ""
+        headers = {"WWW-Authenticate": f'Bearer realm="finetuner"{cause}'}
     return _named_error(request, error.http_status, name, sentence, headers=headers)
 
 
@@ -64,12 +86,21 @@ def _named_error(
     headers: dict[str, str] | None = None,
 ) -> Response:
     content: dict[str, Any] = {"error": name, "detail": sentence}
-    if request.url.path.startswith("/v1/"):
+    if path_of(request).startswith("/v1/"):
         kind = _OPENAI_KINDS.get(
             status, "invalid_request_error" if status < 500 else "server_error"
         )
         content = {"error": {"message": sentence, "type": kind, "param": None, "code": name}}
     return json_response(content, status, headers=headers)
+
+
+def note(request: Request, **parameters: Any) -> None:
+    """Say what a request is about where its path and query do not, for the audit.
+
+    :param request: The request.
+    :param parameters: As the endpoints of the executors name them.
+    """
+    setattr(request.state, ASKED, parameters)
 
 
 async def read_body(request: Request, known: tuple[str, ...] | None = None) -> dict[str, Any]:
@@ -103,6 +134,21 @@ async def read_body(request: Request, known: tuple[str, ...] | None = None) -> d
     return value
 
 
+def keyed(body: dict[str, Any], request: Request) -> dict[str, Any]:
+    """Return a body with the key of the header ``Idempotency-Key``, when there is one.
+
+    :raises ConfigError: When the body has another.
+    """
+    key = request.headers.get("Idempotency-Key")
+    if key is None:
+        return body
+    if body.get("idempotency_key") not in (None, key):
+        raise ConfigError(
+            "the header Idempotency-Key and the field idempotency_key differ; leave one out"
+        )
+    return {**body, "idempotency_key": key}
+
+
 def query(request: Request, *known: str) -> dict[str, Any]:
     """Return the query parameters.
 
@@ -128,6 +174,20 @@ def flag(parameters: dict[str, Any], name: str) -> bool:
     return allowed[value.lower()]
 
 
+def whole_number(text: str, name: str) -> int:
+    """Return a query field's number.
+
+    :param text: As it was sent.
+    :param name: Of the field.
+    :raises ConfigError: When it is not 0 or more, in at most 15 digits.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS):
+        raise ConfigError(
+            f"{name} must be a whole number of at most {_MOST_DIGITS} digits, got `{text[:80]}`"
+        )
+    return int(text)
+
+
 def add_error_handlers(app: FastAPI) -> None:
     """Answer every error as JSON with its own status code.
 
@@ -137,6 +197,10 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(FinetunerError)
     async def known_error(request: Request, error: FinetunerError) -> Response:
         return error_response(request, error)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=SlowRequestError.http_status)  # nobody reads it
 
     @app.exception_handler(RequestValidationError)
     async def wrong_field(request: Request, error: RequestValidationError) -> Response:
@@ -148,7 +212,7 @@ def add_error_handlers(app: FastAPI) -> None:
     async def routing_error(request: Request, error: HTTPException) -> Response:
         if error.status_code == 404:
             paths = [getattr(route, "path", "") for route in app.routes]
-            shown = request.url.path[:100]
+            shown = path_of(request)[:100]
             error_ = EndpointNotFoundError(
                 f"unknown endpoint `{shown}`{nearest(shown, paths)} see /docs"
             )
@@ -157,6 +221,12 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unforeseen_error(request: Request, error: Exception) -> Response:
-        logger.error("unforeseen error", exc_info=error)
-        sentence = "internal error; the server's log has it"
-        return _named_error(request, 500, "FinetunerServerError", sentence)
+        return _unforeseen_response(request, error)
+
+
+def _unforeseen_response(request: Request, error: Exception) -> Response:
+    if (trouble := volume_trouble(error)) is not None:
+        return error_response(request, trouble)
+    logger.error("unforeseen error", exc_info=error)
+    sentence = "internal error; the server's log has it"
+    return _named_error(request, 500, "FinetunerServerError", sentence)

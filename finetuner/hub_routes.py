@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import MutableMapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -24,25 +23,32 @@ from finetuner.errors import (
     MalformedRequestError,
     TooLargeError,
 )
-from finetuner.http_messages import query
+from finetuner.http_messages import note, query
+from finetuner.signed_links import LINK_FIELDS, sign
+from finetuner.space import Space, full_disk_named
 
 MAX_UPLOAD_BYTES = 4 * 2**30  # docarray's own limit
 _MAX_FIELD_BYTES = 2**24
+# Beside the documents, which come compressed, lie their texts, which do not.
+_STORED_SHARE = 4
+_MAX_FIELDS = 20
+# Of a form without a file.
+_MAX_FORM_BYTES = 2**20
 
 
-def add_hub_routes(app: FastAPI, workspace: Path) -> None:
+def add_hub_routes(app: FastAPI, space: Space) -> None:
     """Serve stored data the way that docarray asks for them.
 
     :param app: Gets the routes.
-    :param workspace: The volume.
+    :param space: The volume, and the room there.
     """
-    store = DataStore(workspace)
+    store = DataStore(space.workspace)
     _add_reading(app, store)
-    _add_writing(app, store)
+    _add_writing(app, store, space)
 
     @app.post("/v2/rpc/user.identity.whoami", include_in_schema=False)
-    async def whoami() -> Response:
-        user = {"_id": "local", "name": "local", "nickname": "local"}
+    async def whoami(request: Request) -> Response:
+        user = dict.fromkeys(("_id", "name", "nickname"), request.state.caller.name)
         return JSONResponse({"code": 200, "data": user})
 
 
@@ -53,7 +59,10 @@ def _add_reading(app: FastAPI, store: DataStore) -> None:
             store.get(name)
         except FinetunerError as error:
             return _hub_error(error)
-        return JSONResponse({"data": {"download": f"{request.base_url}data/{quote(name)}"}})
+        token = request.state.caller.token
+        link = f"{request.base_url}data/{quote(name)}"
+        link += f"?{sign(f'/data/{name}', token)}" if token else ""
+        return JSONResponse({"data": {"download": link}})
 
     @app.post("/v2/rpc/artifact.list", include_in_schema=False)
     async def list_for_docarray() -> Response:
@@ -68,28 +77,34 @@ def _add_reading(app: FastAPI, store: DataStore) -> None:
 
     @app.get("/data/{name:path}", tags=["data"], summary="The documents that were pushed")
     async def documents(name: str, request: Request) -> Response:
-        query(request)
+        query(request, *LINK_FIELDS)
         return FileResponse(store.documents_path(name), media_type="application/octet-stream")
 
 
-def _add_writing(app: FastAPI, store: DataStore) -> None:
+def _add_writing(app: FastAPI, store: DataStore, space: Space) -> None:
     @app.post("/v2/rpc/artifact.upload", include_in_schema=False)
     async def upload(request: Request) -> Response:
         try:
-            form = await _form(request)
+            form = await _form(request, max_bytes=MAX_UPLOAD_BYTES)
             file, name = form.get("file"), form.get("name")
             if not isinstance(file, UploadFile) or not isinstance(name, str):
                 raise ConfigError("an upload needs the fields file and name")
-            entry = await asyncio.to_thread(store.put, name, file.file)
+            note(request, name=name)
+            purpose = f"the upload `{name[:80]}`"
+            await asyncio.to_thread(space.require, _STORED_SHARE * (file.size or 0), purpose)
+            with full_disk_named(purpose):
+                entry = await asyncio.to_thread(store.put, name, file.file)
         except FinetunerError as error:
             return _hub_error(error)
         return JSONResponse({"data": {"_id": entry.name, **asdict(entry)}})
 
     @app.post("/v2/rpc/artifact.delete", include_in_schema=False)
     async def delete(request: Request) -> Response:
-        form = await _form(request)
+        form = await _form(request, max_bytes=_MAX_FORM_BYTES)
+        name = str(form.get("name", form.get("id", "")))
+        note(request, name=name)
         try:
-            store.delete(str(form.get("name", form.get("id", ""))))
+            store.delete(name)
         except FinetunerError as error:
             return _hub_error(error)
         return JSONResponse({"data": {}})
@@ -102,14 +117,19 @@ def _hub_error(error: FinetunerError) -> Response:
     return JSONResponse({**content, "detail": message}, status_code=error.http_status)
 
 
-async def _form(request: Request) -> FormData:
+async def _form(request: Request, *, max_bytes: int) -> FormData:
+    # starlette 0.50 bounds neither fields nor parts of the other kind of form, and keeps it in memory.
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        max_bytes = min(max_bytes, _MAX_FORM_BYTES)
     try:
-        return await _limited(request).form(max_part_size=_MAX_FIELD_BYTES)
+        return await _limited(request, max_bytes).form(
+            max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
+        )
     except FormParserError as exc:
         raise MalformedRequestError(f"the body is no form: {exc}") from exc
 
 
-def _limited(request: Request) -> Request:
+def _limited(request: Request, max_bytes: int) -> Request:
     """Return the request with a bound on its body, which may come without a stated length."""
     n_bytes = 0
 
@@ -117,8 +137,8 @@ def _limited(request: Request) -> Request:
         nonlocal n_bytes
         message = await request.receive()
         n_bytes += len(message.get("body", b""))
-        if n_bytes > MAX_UPLOAD_BYTES:
-            raise TooLargeError(f"the upload is longer than {MAX_UPLOAD_BYTES} bytes")
+        if n_bytes > max_bytes:
+            raise TooLargeError(f"the body is longer than the {max_bytes} bytes that are allowed")
         return message
 
     return Request(request.scope, receive)

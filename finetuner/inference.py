@@ -104,12 +104,11 @@ def build_model(
     from finetuner.backbones import locate
     from finetuner.device import resolve_device
     from finetuner.encoder import torch_encoder
-    from finetuner.models import ModelOptions, load_model
-    from finetuner.schema import read
+    from finetuner.models import load_model, read_options
 
     if is_onnx:
         raise ConfigError("a backbone has no ONNX graph; fit with to_onnx=True and use get_model")
-    options = read(ModelOptions, model_options or {}, "model_options")
+    options = read_options(model_options or {})
     loaded = load_model(locate(name, workspace_dir()), options)
     loaded.model.to(resolve_device(_device(device))[0])
     return torch_encoder(loaded, name=name)

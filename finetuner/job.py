@@ -26,7 +26,7 @@ from finetuner.checkpoint import CheckpointStore
 from finetuner.data import TrainingData
 from finetuner.device import resolve_device
 from finetuner.loggers import LoggedRun, open_loggers
-from finetuner.models import LoadedModel, ModelOptions, load_model
+from finetuner.models import LoadedModel, load_model, read_options
 from finetuner.monitoring import BestWeights, StopWatch
 from finetuner.pairs import PairData, read_data
 from finetuner.publishing import Publisher, keep_model, remove_leftovers
@@ -132,7 +132,7 @@ class Job:
     def _load(self) -> LoadedModel:
         """Load the backbone, or the artifact of an earlier run."""
         config, workspace = self._config, self._run.folder.parents[2]
-        options = read(ModelOptions, config.model_options, "model_options")
+        options = read_options(config.model_options)
         if config.output_dim is not None:
             options = replace(options, output_dim=config.output_dim)
         if config.model_artifact is None:

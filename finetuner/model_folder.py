@@ -145,7 +145,8 @@ def read_config(folder: Path) -> Any:
     :raises ModelNotFoundError: When it is missing, broken, or of an unknown type.
     """
     try:
-        return AutoConfig.from_pretrained(folder)
+        # Said outright: left to itself, transformers asks at the terminal whether to run a model's code.
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise ModelNotFoundError(f"the model in `{folder.name}` cannot be loaded: {exc}") from exc
 

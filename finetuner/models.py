@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -30,14 +31,17 @@ from finetuner.model_folder import (
     write_stages,
 )
 from finetuner.pooling import POOLERS, Pooler
-from finetuner.schema import documented
+from finetuner.schema import documented, read
 from finetuner.tokens import INPUT_NAMES, TextTokenizer
 
 transformers_logging.disable_progress_bar()
 
 _WIDEST_HEAD = 8192
 # What transformers lets through when a file is missing, cut short or of another form.
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError),
+    SafetensorError,
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,20 @@ class ModelOptions:
             raise ConfigError(
                 f"model_options.output_dim must be from 1 to {_WIDEST_HEAD}, got {self.output_dim}"
             )
+
+
+def read_options(given: Mapping[str, Any]) -> ModelOptions:
+    """Return ``model_options`` as they came.
+
+    :param given: By name.
+    :raises ConfigError: When one is unknown, of another type or out of range, or asks to run a model's code.
+    """
+    if "trust_remote_code" in given:
+        raise ConfigError(
+            "model_options.trust_remote_code is refused: code that comes with a model is never run here. "
+            "Leave it out, and take a model of a type that transformers itself knows"
+        )
+    return read(ModelOptions, given, "model_options")
 
 
 class EmbeddingModel(nn.Module):
@@ -233,11 +251,17 @@ def load_model(
     check_options(folder, options)
     config = read_config(folder)
     head = read_head(folder)
+    _check_weights(folder)
     try:
         backbone = AutoModel.from_pretrained(
-            folder, config=config, attn_implementation=attention, dtype=torch.float32
+            folder,
+            config=config,
+            attn_implementation=attention,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
-        hf_tokenizer = AutoTokenizer.from_pretrained(folder)
+        hf_tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except _UNREADABLE as exc:
         raise ModelNotFoundError(f"the model in `{folder.name}` cannot be loaded: {exc}") from exc
     model = EmbeddingModel(
@@ -263,6 +287,21 @@ def load_model(
         input_names=model.input_names,
     )
     return LoadedModel(model.eval(), tokenizer, max_length, hf_tokenizer)
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuse pickles, and adapters, for which transformers would read weights from elsewhere."""
+    if not any(folder.glob("*.safetensors")):
+        raise ModelNotFoundError(
+            f"the model in `{folder.name}` cannot be loaded: it holds no model.safetensors, and "
+            "pytorch_model.bin and other pickles are never read. Where you trust its source, "
+            "`AutoModel.from_pretrained(…).save_pretrained(…)` writes the weights anew"
+        )
+    if (folder / "adapter_config.json").exists():
+        raise ModelNotFoundError(
+            f"the model in `{folder.name}` cannot be loaded: it holds an adapter "
+            "(adapter_config.json); merge it into the model first, with peft's `merge_and_unload`"
+        )
 
 
 def save_model(

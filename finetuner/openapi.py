@@ -96,6 +96,7 @@ RUN = _answer(
         config=describe(RunConfig),
     ),
 )
+RUN_BEFORE = {**RUN, "description": "The run that this request has made before"}
 _TEXTS = {"type": "array", "items": _TEXT}
 _ENCODE_PARAMETERS = describe(EncodeParameters)
 _TEXT_PARAMETERS = describe(TextParameters)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
 
 from finetuner.client import Client, run_path
 from finetuner.errors import RunCancelledError, RunFailedError, RunInProgressError
+from finetuner.follow import LONGEST_PAUSE_S, JSONLines, Reader, TextLines, follow
+
+T = TypeVar("T")
 
 
 class Run:
@@ -53,8 +55,9 @@ class Run:
         self._check_finished()
         return str(self._record["artifact_id"])
 
-    def _get(self, view: str) -> Any:
-        return self._client.get(run_path(self.name, view), experiment_name=self.experiment_name)
+    def _get(self, view: str, **parameters: Any) -> Any:
+        path = run_path(self.name, view)
+        return self._client.get(path, experiment_name=self.experiment_name, **parameters)
 
     def _check_finished(self) -> None:
         status = self.status()["status"]
@@ -85,25 +88,73 @@ class Run:
         """
         return self._client.text(run_path(self.name, "/logs"), experiment_name=self.experiment_name)
 
-    def stream_logs(self, interval: float = 1.0) -> Iterator[str]:
-        """Yield the log's lines as they are written, until the run ends.
+    def stream_logs(self, interval: float = LONGEST_PAUSE_S) -> Iterator[str]:
+        """Yield the log's lines as they are written, until the run ends; each once.
 
-        :param interval: Seconds between two looks while the run waits to start.
+        It waits for the start, goes on when the server starts again or the run does, and gives up when
+        the server has not answered for a minute.
+
+        :param interval: The longest pause between two attempts to reach the server, in seconds.
+        :raises UnavailableError: When the server is away for longer.
+        :raises RunNotFoundError: When the run was deleted.
         """
-        while self.status()["status"] == "CREATED":
-            time.sleep(interval)
-        yield from self._client.stream_lines(
-            run_path(self.name, "/logs"), experiment_name=self.experiment_name, follow="true"
+        return self._follow("/logs", TextLines(), longest_pause_s=interval)
+
+    def _follow(self, view: str, reader: Reader[T], **options: Any) -> Iterator[T]:
+        return follow(
+            self._client,
+            run_path(self.name, view),
+            reader,
+            run_id=str(self._record["artifact_id"]),
+            experiment_name=self.experiment_name,
+            **options,
         )
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """Return every evaluation so far: ``{'epoch': …, 'metrics': {…}}``, epoch 0 before training.
+
+        One within an epoch has its ``step`` too; a run without an EvaluationCallback has none.
+        """
+        return list(self._lines("/epochs"))
+
+    def steps(self, offset: int = 0) -> list[dict[str, Any]]:
+        """Return every step so far, with ``loss``, ``active`` and ``learning_rate``.
+
+        :param offset: How many to leave out.
+        """
+        return list(self._lines("/steps", offset))
+
+    def _lines(self, view: str, offset: int = 0) -> Iterator[dict[str, Any]]:
+        while True:
+            page = self._get(view, offset=offset)
+            yield from page["items"]
+            if page["offset"] == offset:
+                return
+            offset = page["offset"]
+
+    def stream_epochs(self) -> Iterator[dict[str, Any]]:
+        """Yield evaluations as they are made, until the run ends. Goes on as :meth:`stream_logs`."""
+        return self._follow("/epochs", JSONLines())
+
+    def stream_steps(self, offset: int = 0) -> Iterator[dict[str, Any]]:
+        """Yield steps as they are done, until the run ends. Goes on as :meth:`stream_logs`.
+
+        :param offset: How many to leave out.
+        """
+        return self._follow("/steps", JSONLines(offset))
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """Return the metrics ``{'before': {…}, 'after': {…}}``; empty without an EvaluationCallback.
 
-        :raises RunInProgressError: When the run is created or started.
+        :raises RunInProgressError: When the run is created or started; :meth:`epochs` has what is there.
         :raises RunFailedError: When it failed.
         """
-        found = self._get("/metrics")
+        found = self._finished_metrics()
         return {"before": found["before"], "after": found["after"]}
+
+    def _finished_metrics(self) -> dict[str, Any]:
+        self._check_finished()
+        return dict(self._get("/metrics"))
 
     def verdicts(self) -> dict[str, Any]:
         """Return whether fine-tuning made the model better, by evaluation (``model`` without a caption).
@@ -111,7 +162,7 @@ class Run:
         :returns: ``outcome`` (improved, unchanged or REGRESSED) and, for each metric judged, its mean
             before and after and the standard error of the difference. Raises as :meth:`metrics`.
         """
-        return dict(self._get("/metrics")["verdicts"])
+        return dict(self._finished_metrics()["verdicts"])
 
     def example_results(self) -> dict[str, Any]:
         """Return the matches of some queries, ``{'before': …, 'after': …}``, by evaluation.

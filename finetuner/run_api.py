@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetuner.config import DEFAULT_EXPERIMENT, RunConfig
-from finetuner.errors import ConfigError, RunInProgressError
+from finetuner.errors import ConfigError, RunInProgressError, RunNotFoundError
+from finetuner.json_lines import read_page
 from finetuner.pairs import read_documents
 from finetuner.run_store import RunStore
-from finetuner.runs import Run
+from finetuner.runs import METRICS_FILE, STEPS_FILE, Run
 from finetuner.schema import documented, read
+from finetuner.space import Space
 from finetuner.states import Actor, Status, check_step
-from finetuner.submission import submit
+from finetuner.submission import submit_once
 from finetuner.supervisor import Supervisor
 from finetuner.training import check_training
 
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from docarray import DocumentArray
 
 _MAX_PAGE = 100
+MAX_LINES = 1000
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,36 @@ class RunName:
 
 @dataclass(frozen=True)
 class LogRequest(RunName):
-    """Asks for a run's log."""
+    """Asks for a run's log.
 
-    offset: int = documented("bytes already seen", default=0)
+    :raises ConfigError: When the offset is negative.
+    """
+
+    offset: int = documented("bytes already seen, at least 0", default=0)
+
+    def __post_init__(self) -> None:
+        _check_offset(self.offset)
+
+
+@dataclass(frozen=True)
+class LinesRequest(RunName):
+    """Asks for a run's steps or evaluations.
+
+    :raises ConfigError: When offset or limit is out of range.
+    """
+
+    offset: int = documented("lines already seen, at least 0", default=0)
+    limit: int = documented(f"lines in the answer, 1 to {MAX_LINES}", default=MAX_LINES)
+
+    def __post_init__(self) -> None:
+        _check_offset(self.offset)
+        if not 1 <= self.limit <= MAX_LINES:
+            raise ConfigError(f"limit must be 1 to {MAX_LINES}, got {self.limit}")
+
+
+def _check_offset(offset: int) -> None:
+    if offset < 0:
+        raise ConfigError(f"offset must be at least 0, got {offset}")
 
 
 @dataclass(frozen=True)
@@ -76,13 +108,20 @@ class RunAPI:
     :param workspace: The volume.
     :param supervisor: Starts and ends workers.
     :param allow_cpu_fallback: Whether a run that asks for a GPU may train on the CPU.
+    :param quota_bytes: What may lie on the volume in all; None for what it holds.
     """
 
     def __init__(
-        self, workspace: Path, supervisor: Supervisor, *, allow_cpu_fallback: bool = True
+        self,
+        workspace: Path,
+        supervisor: Supervisor,
+        *,
+        allow_cpu_fallback: bool = True,
+        quota_bytes: int | None = None,
     ) -> None:
-        self._workspace = workspace
+        self._space = Space(workspace, quota_bytes)
         self._store = RunStore(workspace)
+        self._store.expect()
         self._supervisor = supervisor
         self._allow_cpu_fallback = allow_cpu_fallback
         # The first optimizer that a process makes imports a second's worth of torch; `fit` answers
@@ -98,10 +137,11 @@ class RunAPI:
         return {**parameters, "train_data": list(read_documents(docs).rows())}
 
     def fit(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Create a run and put it into the queue."""
-        run = submit(request, self._workspace, allow_cpu_fallback=self._allow_cpu_fallback)
+        """Create a run and put it into the queue, or find the one that this request has made before."""
+        self._store.check_there()  # or the run would lie where the volume comes back over it
+        submitted = submit_once(request, self._space, allow_cpu_fallback=self._allow_cpu_fallback)
         self._supervisor.wake()
-        return run.record()
+        return {**submitted.run.record(), "is_new": submitted.is_new}
 
     def _find(self, parameters: dict[str, Any]) -> Run:
         name = read(RunName, parameters, "parameters")
@@ -115,7 +155,7 @@ class RunAPI:
         runs = self._store.list(request.experiment_name)
         shown = runs[(page - 1) * size : page * size]
         return {
-            "items": [run.record() for run in shown],
+            "items": list(_records(shown)),
             "total": len(runs),
             "page": page,
             "size": size,
@@ -126,11 +166,11 @@ class RunAPI:
         return self._find(parameters).record()
 
     def status(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Give a run's state; of one that waits, how many are before it."""
+        """Give a run's state; of one that waits, what for."""
         run = self._find(parameters)
         answer = run.state().answer()
-        if n_before := self._supervisor.position(run):
-            answer["details"] += f"; {n_before} before it"
+        if reason := self._supervisor.waits_for(run):
+            answer["details"] += f"; {reason}"
         return dict(answer)
 
     def cancel(self, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -150,15 +190,28 @@ class RunAPI:
         request = read(LogRequest, parameters, "parameters")
         run = self._store.get(request.run_name, request.experiment_name)
         # The state first: what is written between the two is then in the text, or comes with the next.
-        ended = run.state().status.is_terminal
-        if request.offset < 0:
-            raise ConfigError(f"offset must be at least 0, got {request.offset}")
+        ended = run.has_ended()
         text, offset = run.read_log(request.offset)
         return {"text": text, "offset": offset, "ended": ended}
 
     def metrics(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Give a finished run's metrics."""
+        """Give a run's metrics so far."""
         return self._find(parameters).metrics()
+
+    def epochs(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Give a run's evaluations from one on."""
+        return self._page(parameters, METRICS_FILE)
+
+    def steps(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Give a run's steps from one on."""
+        return self._page(parameters, STEPS_FILE)
+
+    def _page(self, parameters: dict[str, Any], file_name: str) -> dict[str, Any]:
+        request = read(LinesRequest, parameters, "parameters")
+        run = self._store.get(request.run_name, request.experiment_name)
+        ended = run.has_ended()  # first, as for logs
+        items, offset = read_page(run.folder / file_name, request.offset, limit=request.limit)
+        return {"items": items, "offset": offset, "ended": ended}
 
     def examples(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Give the matches of some queries before and after."""
@@ -170,21 +223,24 @@ class RunAPI:
             runs = [self._find(parameters)]
         else:
             runs = self._store.list(read(RunPage, parameters, "parameters").experiment_name)
-        records = [run.record() for run in runs]
+        records = list(_records(runs))
         for run in runs:
-            if not self._supervisor.cancel(run).status.is_terminal:
-                raise RunInProgressError(
-                    f"run `{run.name}` has a worker on another machine, which ends it within seconds: "
-                    "delete it again then"
-                )
-            self._store.delete(run)
+            with contextlib.suppress(RunNotFoundError):  # another request was quicker
+                if not self._supervisor.cancel(run).status.is_terminal:
+                    raise RunInProgressError(
+                        f"run `{run.name}` has a worker on another machine, which ends it within "
+                        "seconds: delete it again then"
+                    )
+                self._store.delete(run)
         return {"items": records}
 
     def experiments(self, _parameters: dict[str, Any]) -> dict[str, Any]:
         """List experiments."""
+        self._store.check_there()
         return {"items": self._store.list_experiments()}
 
     def _experiment_name(self, parameters: dict[str, Any]) -> str:
+        self._store.check_there()
         return read(ExperimentName, parameters, "parameters").experiment_name
 
     def experiment(self, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -204,3 +260,9 @@ class RunAPI:
         self.delete({"experiment_name": name})
         self._store.delete_experiment(name)
         return experiment
+
+
+def _records(runs: Iterable[Run]) -> Iterator[dict[str, Any]]:
+    for run in runs:
+        with contextlib.suppress(RunNotFoundError):  # deleted since they were listed
+            yield run.record()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetuner.errors import RunNotFoundError
+from finetuner.errors import FinetunerServerError, RunNotFoundError
 from finetuner.run_store import RunStore
 from finetuner.runs import Run
 from finetuner.states import State, Status
@@ -69,8 +68,9 @@ class Queue:
         places: dict[Path, tuple[Mark, Place]] = {}
         started, ended = {}, {}
         for run in self._store.list():
-            with suppress(RunNotFoundError, FileNotFoundError):  # deleted since they were listed
-                mark = _mark(run)
+            # Deleted since they were listed, or damaged: the others do not wait for that.
+            with suppress(RunNotFoundError, FileNotFoundError, FinetunerServerError):
+                mark = run.version()
                 if self._ended.get(run.folder) == mark:
                     ended[run.folder] = mark
                     continue
@@ -91,9 +91,3 @@ class Queue:
 def _place_of(run: Run) -> Place:
     spec = run.spec()
     return Place(-spec["config"].get("priority", 0), spec["created_at"], run.folder)
-
-
-def _mark(run: Run) -> Mark:
-    """Return what is another when a run has made a step, or its name is that of another run."""
-    found = os.stat(run.folder / "states")
-    return found.st_ino, found.st_mtime_ns

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import logging
 import secrets
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import lru_cache
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +20,17 @@ from finetuner.errors import (
     ConfigError,
     ConflictError,
     ExperimentNotFoundError,
-    FinetunerServerError,
     RunExistsError,
     RunNotFoundError,
+    UnavailableError,
 )
 from finetuner.files import make_folder, remove_folder, sync_folder, sync_tree, write_json
+from finetuner.identity import data_digests
 from finetuner.names import check_name
+from finetuner.run_index import index_of
+from finetuner.run_keys import KEYS, RunKeys
 from finetuner.runs import SUBMITTED, Run
 from finetuner.states import State, Status
-
-logger = logging.getLogger(__name__)
-
-
-@lru_cache(1024)
-def _tell(damage: str) -> None:
-    """Log what is damaged; once, for runs are listed every few seconds."""
-    logger.error("%s", damage)
-
 
 # What a file system says of a folder in the place of another, or with something in it.
 _NAME_IS_TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
@@ -51,6 +44,28 @@ class RunStore:
 
     def __init__(self, workspace: Path) -> None:
         self._root = workspace / "runs"
+        self._index = index_of(self._root)
+        self._is_expected = False
+
+    def expect(self) -> None:
+        """Make the folder of the runs, and from now on take its absence for that of the volume.
+
+        A volume that is away leaves an empty folder in its place, where no run seems to be.
+        """
+        self._is_expected = True
+        with contextlib.suppress(OSError):  # it is away already
+            self._root.mkdir(parents=True, exist_ok=True)
+
+    def check_there(self) -> None:
+        """Pass unless the volume is expected and away.
+
+        :raises UnavailableError: When it is.
+        """
+        if self._is_expected and not self._root.is_dir():
+            raise UnavailableError(
+                f"the volume is away: there is no `{self._root.name}` in the workspace; runs are there "
+                "again when it is"
+            )
 
     def create(self, config: RunConfig, data: Mapping[str, HasRows]) -> Run:
         """Write a new run's folder; it appears as a whole.
@@ -74,6 +89,7 @@ class RunStore:
                 "created_at": created_at,
                 "description": config.description,
                 "config": asdict(config),
+                "data_digest": data_digests(data),
             }
             write_json(new / "spec.json", spec)
             (new / "states").mkdir()
@@ -88,7 +104,9 @@ class RunStore:
                     raise
                 raise self._exists(config) from exc  # by another request meanwhile
         sync_folder(experiment)
-        return Run(folder)
+        run = Run(folder)
+        self._index.add(run, spec)
+        return run
 
     def _exists(self, config: RunConfig) -> RunExistsError:
         return RunExistsError(
@@ -100,10 +118,12 @@ class RunStore:
         """Return a run.
 
         :raises RunNotFoundError: When the experiment has none of that name.
+        :raises UnavailableError: When the volume is away.
         """
+        self.check_there()
         check_name(run_name, "run name")
         folder = self._root / check_name(experiment_name, "experiment name") / run_name
-        if not (folder / "spec.json").is_file():
+        if not Run(folder).exists():
             raise RunNotFoundError(f"no run `{run_name}` in experiment `{experiment_name}`")
         return Run(folder)
 
@@ -111,32 +131,29 @@ class RunStore:
         """Return the runs of one experiment, or of all, oldest first; those that are damaged are left out.
 
         :raises ExperimentNotFoundError: When the experiment does not exist.
+        :raises UnavailableError: When the volume is away.
         """
+        self.check_there()
         if experiment_name is not None:
             self.get_experiment(experiment_name)
-        runs = []
-        for path in self._root.glob(f"{experiment_name or '*'}/*/spec.json"):
-            run = Run(path.parent)
-            if not run.experiment_name.startswith("."):
-                try:
-                    runs.append((run.spec()["created_at"], run.name, run))
-                except RunNotFoundError:  # deleted since the folder was listed
-                    continue
-                except FinetunerServerError as exc:
-                    _tell(str(exc))
-        return [run for _, _, run in sorted(runs, key=itemgetter(0, 1))]
+        return self._index.runs(experiment_name)
 
     def delete(self, run: Run) -> None:
         """Remove a run's folder; the run must have ended, so that nobody starts it meanwhile.
 
         :raises RunNotFoundError: When it was deleted meanwhile.
         """
+        # Its key first: a request that comes in between shall not be given a run that is going.
+        if (key := run.spec()["config"].get("idempotency_key")) is not None:
+            RunKeys(run.folder.parent).forget(key, run.name)
         try:
             remove_folder(run.folder, by_way_of=self._root)
         except FileNotFoundError as exc:
             raise RunNotFoundError(
                 f"no run `{run.name}` in experiment `{run.experiment_name}`"
             ) from exc
+        finally:
+            self._index.remove(run)
 
     def find_artifact(self, artifact: str) -> Path:
         """Return the artifact of a finished run.
@@ -146,7 +163,7 @@ class RunStore:
         :raises RunInProgressError, RunFailedError, RunCancelledError: When the run has no artifact yet, or
             never will.
         """
-        run = self._find_by_name(artifact) or self._find_by_id(artifact)
+        run = self._find_by_name(artifact) or self._index.find(artifact)
         if run is None:
             raise ArtifactNotFound(f"no run and no artifact `{artifact}`"[:200])
         run.check_finished()
@@ -158,9 +175,6 @@ class RunStore:
             return self.get(name, experiment or DEFAULT_EXPERIMENT)
         except (RunNotFoundError, ConfigError):
             return None
-
-    def _find_by_id(self, artifact_id: str) -> Run | None:
-        return next((run for run in self.list() if run.spec()["artifact_id"] == artifact_id), None)
 
     def create_experiment(self, name: str) -> Path:
         """Return an experiment's folder, made when it is new."""
@@ -198,6 +212,9 @@ class RunStore:
         :raises ConflictError: When it holds a run, perhaps one that was created a moment ago.
         """
         self.get_experiment(name)
+        keys = self._root / name / KEYS
+        if not self._index.runs(name):
+            shutil.rmtree(keys, ignore_errors=True)
         try:
             (self._root / name).rmdir()  # unlike rmtree, it takes no run with it
         except OSError as exc:

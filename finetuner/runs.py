@@ -41,14 +41,16 @@ from finetuner.errors import (
     RunNotFoundError,
     RunPreparingError,
 )
-from finetuner.files import make_folder, read_json, replacing, write_new_json
+from finetuner.files import file_version, make_folder, read_json, replacing, write_new_json
 from finetuner.heartbeat import Beat, read_beat
 from finetuner.holder import own_name
+from finetuner.json_lines import read_page
 from finetuner.schema import read
 from finetuner.states import Actor, State, Status, check_step
 
 TRAIN_FILE = "train.jsonl"
 VALIDATION_FILE = "validation.jsonl"
+LOG_FILE = "log.txt"
 METRICS_FILE = "metrics.jsonl"
 STEPS_FILE = "steps.jsonl"
 VERDICT_FILE = "verdict.json"
@@ -101,6 +103,10 @@ class Run:
     def _not_found(self) -> RunNotFoundError:
         return RunNotFoundError(f"no run `{self.name}` in experiment `{self.experiment_name}`")
 
+    def exists(self) -> bool:
+        """Whether the run is there: not deleted, on a volume that is not away."""
+        return (self.folder / "spec.json").is_file()
+
     def spec(self) -> dict[str, Any]:
         """Return ``spec.json``: ``artifact_id``, ``created_at``, ``description`` and ``config``.
 
@@ -129,6 +135,13 @@ class Run:
         if state.status is Status.STARTED and (beat := self.beat(state)) and beat.details:
             return replace(state, details=beat.details)
         return state
+
+    def version(self) -> tuple[int, int]:
+        """Return what changes when the run makes a step, or its name becomes another run's.
+
+        :raises FileNotFoundError: When the run was deleted.
+        """
+        return file_version(self.folder / "states")
 
     def history(self) -> list[State]:
         """Return all states that the run has been in, the present one last."""
@@ -257,7 +270,7 @@ class Run:
         :raises RunPreparingError: When the run has not started.
         :raises RunNotFoundError: When the run was deleted.
         """
-        path = self.folder / "log.txt"
+        path = self.folder / LOG_FILE
         if self.state().status is Status.CREATED and not path.exists():
             raise RunPreparingError(
                 "Preparing to run, logs will be ready to pull when `status` is `STARTED`."
@@ -272,12 +285,19 @@ class Run:
         unfinished, _ = decoder.getstate()
         return text, offset + len(content) - len(unfinished)
 
-    def metrics(self) -> dict[str, Any]:
-        """Return the metrics before training and after the last epoch, and those of every epoch.
+    def has_ended(self) -> bool:
+        """Whether nothing will be written any more.
 
-        :raises RunInProgressError, RunFailedError, RunCancelledError: When the run is not finished.
+        :raises RunNotFoundError: When the run was deleted.
         """
-        self.check_finished()
+        return self.state().status.is_terminal
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the metrics before training, after the last epoch, and of every epoch, so far.
+
+        :raises RunNotFoundError: When the run was deleted.
+        """
+        self.state()
         return read_metrics(self.folder)
 
     def examples(self) -> dict[str, Any]:
@@ -349,8 +369,7 @@ def keep_lines(path: Path, n_lines: int) -> None:
 def read_metrics(folder: Path) -> dict[str, Any]:
     """Return ``{"before", "after", "epochs", "verdicts"}``; empty ones without evaluation."""
     verdicts = folder / VERDICT_FILE
-    path = folder / METRICS_FILE
-    lines = [orjson.loads(line) for line in path.open("rb")] if path.exists() else []
+    lines, _ = read_page(folder / METRICS_FILE)
     return {
         "before": next((line["metrics"] for line in lines if line["epoch"] == 0), {}),
         "after": lines[-1]["metrics"] if lines and lines[-1]["epoch"] > 0 else {},

@@ -12,7 +12,7 @@ import signal
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -23,6 +23,7 @@ import rich
 
 import finetuner
 from finetuner.errors import ConfigError, FinetunerServerError
+from finetuner.gatekeeper import check_host, is_loopback
 from finetuner.parts import Caretaker, parts_of
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,24 @@ def check_installation() -> None:
         )
 
 
+def _check_executors(flow: Any) -> None:
+    """Refuse executors that others can reach: their own ports ask nobody for a token.
+
+    :param flow: Jina's, not started.
+    :raises ConfigError: When one would listen at another address than loopback; that is Jina's default.
+    """
+    for name, deployment in flow._deployment_nodes.items():
+        host = deployment.args.host
+        hosts = host if isinstance(host, list) else [host]
+        reachable = [one for one in hosts if not is_loopback(one)]
+        if name != "gateway" and reachable and not deployment.args.external:
+            raise ConfigError(
+                f"the executor `{name}` of the Flow would listen at {reachable[0]}, where it asks nobody for "
+                "a token: write `host: 127.0.0.1` into its part of the YAML file. One on another machine "
+                "is named with `external: true`, and belongs into a private network"
+            )
+
+
 class Service:
     """A Flow that is started as a whole and stopped as a whole.
 
@@ -75,15 +94,28 @@ class Service:
     :param host: Where the gateway listens.
     :param grpc_port: Of the gateway.
     :param http_port: Of the gateway.
+    :param cors_origins: Of pages that may read the answers of HTTP in a browser.
+    :raises ConfigError: When others could ask the gateway without a token, or ask an executor.
     """
 
     def __init__(
-        self, flow: Path, *, workspace: Path, host: str, grpc_port: int, http_port: int
+        self,
+        flow: Path,
+        *,
+        workspace: Path,
+        host: str,
+        grpc_port: int,
+        http_port: int,
+        cors_origins: Sequence[str] = (),
     ) -> None:
         check_installation()
+        check_host(host, workspace)
         workspace.mkdir(parents=True, exist_ok=True)
         # Read by the processes that the Flow forks; nothing may be imported by them before this.
         os.environ["FINETUNER_WORKSPACE"] = str(workspace)
+        # The operator's own token is of no use to the parts and the workers, so none of them gets it.
+        for variable in ("FINETUNER_TOKEN", "JINA_AUTH_TOKEN"):
+            os.environ.pop(variable, None)
         os.environ.setdefault("JINA_OPTOUT_TELEMETRY", "1")
         os.environ.setdefault("JINA_LOG_LEVEL", "ERROR")
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -102,9 +134,12 @@ class Service:
             )
             os.environ[SOCKETS_VARIABLE] = self._sockets.name
             self._flow = Flow.load_config(str(flow))
+        _check_executors(self._flow)
+        given = dict(self._flow._gateway_kwargs)
+        if cors_origins:
+            given["uses_with"] = {**(given.get("uses_with") or {}), "cors_origins": [*cors_origins]}
         self._flow.config_gateway(
-            **{**self._flow._gateway_kwargs, "host": host, "port": [grpc_port, http_port]},
-            copy_flow=False,
+            **{**given, "host": host, "port": [grpc_port, http_port]}, copy_flow=False
         )
         self._stopped = threading.Event()
 

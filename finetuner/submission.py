@@ -24,28 +24,45 @@ from finetuner.evaluation import EvaluationSet
 from finetuner.loggers import check_loggers
 from finetuner.losses import CENTRE_LOSSES
 from finetuner.metrics import METRIC_NAMES
-from finetuner.models import ModelOptions, check_options, read_dim, read_n_layers
+from finetuner.models import (
+    ModelOptions,
+    check_options,
+    read_dim,
+    read_n_layers,
+    read_options,
+)
 from finetuner.monitoring import watched
 from finetuner.pairs import Texts, labelled_together, read_rows
+from finetuner.resubmission import Submitted, create_once
 from finetuner.run_store import RunStore
 from finetuner.runs import TRAIN_FILE, VALIDATION_FILE, Run, evaluation_file
 from finetuner.schema import read
+from finetuner.space import Space, check_space, full_disk_named, rows_bytes
 from finetuner.training import check_training
 from finetuner.training_set import prepare, split
 
 
 def submit(request: dict[str, Any], workspace: Path, *, allow_cpu_fallback: bool = True) -> Run:
-    """Create a run from the body of a fit request, or refuse it.
+    """Return the run of a fit request, as :func:`submit_once` does."""
+    return submit_once(request, Space(workspace), allow_cpu_fallback=allow_cpu_fallback).run
+
+
+def submit_once(
+    request: dict[str, Any], space: Space, *, allow_cpu_fallback: bool = True
+) -> Submitted:
+    """Create a run from the body of a fit request, find the one that it has made before, or refuse it.
 
     :param request: The fields of :class:`RunConfig`.
-    :param workspace: The volume.
+    :param space: The volume, and the room there.
     :param allow_cpu_fallback: Take a request for a GPU where there is none; the run then warns.
     :raises ConfigError: When a setting is wrong, or a GPU is asked for and refused.
     :raises DataError: When the data cannot train or evaluate.
     :raises DataNotFoundError, ModelNotFoundError, ArtifactNotFound: When a named thing does not exist.
     :raises RunInProgressError, RunFailedError: When ``model_artifact`` is there not yet, or never.
-    :raises RunExistsError: When the name is taken.
+    :raises RunExistsError: When name or key stand for a run of another request.
+    :raises InsufficientSpaceError: When the volume has no room for the run.
     """
+    workspace = space.workspace
     config = read(RunConfig, request, "fit")
     _check_adapters(config)
     _check_validation(config)
@@ -59,7 +76,7 @@ def submit(request: dict[str, Any], workspace: Path, *, allow_cpu_fallback: bool
             "device='cuda' was asked for, and this server has no GPU: use device='cpu'"
         )
     store = DataStore(workspace)
-    data = {TRAIN_FILE: _texts(config.train_data, store, "train_data")}
+    data: dict[str, Texts] = {TRAIN_FILE: _texts(config.train_data, store, "train_data")}
     prepared = prepare(config.loss, data[TRAIN_FILE])
     if config.val_split:
         split(prepared, config=config)
@@ -68,7 +85,14 @@ def submit(request: dict[str, Any], workspace: Path, *, allow_cpu_fallback: bool
         prepare(config.loss, data[VALIDATION_FILE])
     for number, callback in enumerate(config.callbacks_of(EvaluationCallback)):
         data |= _evaluation_data(number, callback, store)
-    return RunStore(workspace).create(_without_data(config), data)
+    with full_disk_named(f"run `{config.run_name}`"):
+        return create_once(
+            RunStore(workspace),
+            _without_data(config),
+            data,
+            is_named=bool(request.get("run_name")),
+            check_space=lambda: check_space(config, space, data_bytes=rows_bytes(data)),
+        )
 
 
 def _check_adapters(config: RunConfig) -> None:
@@ -111,7 +135,7 @@ def _vector_length(config: RunConfig, workspace: Path) -> int | None:
 
     :raises ConfigError: When the model cannot have the options.
     """
-    options = read(ModelOptions, config.model_options, "model_options")
+    options = read_options(config.model_options)
     if config.output_dim is not None:
         if options.output_dim not in (None, config.output_dim):
             raise ConfigError(

@@ -9,29 +9,33 @@ and show what one machine wrote and closed to another that opens it within :data
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
-
-import finetuner
 from finetuner.config import Device, RunConfig
-from finetuner.errors import ConfigError, ConflictError, NotFoundError, RunNotFoundError
-from finetuner.gpus import VISIBLE, choose_gpus, visible_gpus
-from finetuner.holder import EXPIRY_S, Life, life_of, send_signal
-from finetuner.interruption import Interruption, n_kernel_kills, of_exit, of_silence
+from finetuner.errors import (
+    ConfigError,
+    ConflictError,
+    FinetunerError,
+    FinetunerServerError,
+    InsufficientSpaceError,
+    NotFoundError,
+    RunNotFoundError,
+)
+from finetuner.gpus import choose_gpus, visible_gpus
+from finetuner.holder import EXPIRY_S, Life, is_frozen, life_of, send_signal
+from finetuner.interruption import Interruption, of_exit, of_silence
 from finetuner.run_queue import Queue
 from finetuner.run_store import RunStore
 from finetuner.runs import CANCELLED, STOPPED, Run
 from finetuner.silence import SilenceWatch
+from finetuner.space import Space, check_space, size_bytes_of
 from finetuner.states import Actor, State, Status
+from finetuner.worker_process import WorkerProcess
 
 logger = logging.getLogger(__name__)
 _TICK_S = 0.2
@@ -41,10 +45,9 @@ _STOP_TIMEOUT_S = 3.0
 _POLL_S = 0.05
 # Before a run goes on that the volume kept from being written, times its interruptions.
 _VOLUME_PAUSE_S = 10.0
+_LONGEST_PAUSE_S = 60.0
 # Before another try with a run whose worker was gone before it had claimed the run.
 _UNCLAIMED_PAUSE_S = 1.0
-# Threads that wait give their core away: an encoder, or another run, works beside this one.
-_WORKER_DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "true"}
 
 
 class Supervisor:
@@ -55,6 +58,7 @@ class Supervisor:
     :param max_interruptions: After so many a run is given up.
     :param hang_timeout_s: A worker that gets on with nothing for so long is ended, and its run goes on.
     :param worker: The module that works on a run: ``python -m WORKER RUN_DIR``.
+    :param quota_bytes: What may lie on the volume; None for what the disk holds.
     :param gpus: Names of those that runs may have; what this process may use when None.
     """
 
@@ -66,6 +70,7 @@ class Supervisor:
         max_interruptions: int = 5,
         hang_timeout_s: float = 3600.0,
         worker: str = "finetuner.worker",
+        quota_bytes: int | None = None,
         gpus: tuple[str, ...] | None = None,
     ) -> None:
         self._max_parallel_runs = max_parallel_runs
@@ -73,10 +78,13 @@ class Supervisor:
         self._hang_timeout_s = hang_timeout_s
         self._worker = worker
         self._gpus = visible_gpus() if gpus is None else gpus
-        self._queue = Queue(RunStore(workspace))
+        self._space = Space(workspace, quota_bytes)
+        self._store = RunStore(workspace)
+        self._queue = Queue(self._store)
         self._silences = SilenceWatch()
-        self._workers: dict[Path, _Worker] = {}
+        self._workers: dict[Path, WorkerProcess] = {}
         self._not_before: dict[Path, float] = {}
+        self._short_of: dict[Path, str] = {}
         self._lock = threading.Lock()
         self._changed = threading.Event()
         self._closing = False
@@ -86,15 +94,19 @@ class Supervisor:
 
     def start(self) -> None:
         """Begin; the runs that an earlier service left are taken up."""
+        self._store.expect()
         self._thread.start()
 
     def wake(self) -> None:
         """Look for waiting runs now."""
         self._changed.set()
 
-    def position(self, run: Run) -> int | None:
-        """Return how many runs are before one that waits; None for one that is not known to wait."""
-        return self._queue.position(run)
+    def waits_for(self, run: Run) -> str:
+        """Return what a run waits for, for people; an empty text for one that waits for nothing."""
+        n_before = self._queue.position(run)
+        if n_before is None:
+            return ""
+        return self._short_of.get(run.folder) or (f"{n_before} before it" if n_before else "")
 
     def cancel(self, run: Run) -> State:
         """End a run for good; gives its state, which is terminal unless its worker is out of reach.
@@ -153,10 +165,12 @@ class Supervisor:
 
     def _tell(self, error: Exception) -> None:
         """Log what keeps the runs from being looked after, once as long as it is the same."""
-        if str(error) != self._told:
-            is_known = isinstance(error, OSError | NotFoundError | ConflictError)
+        # Not the whole sentence: it may name a temporary file, another one each time.
+        kind = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        if kind != self._told:
+            is_known = isinstance(error, OSError | FinetunerError)
             logger.error("cannot look after the runs: %s", error, exc_info=not is_known)
-        self._told = str(error)
+        self._told = kind
 
     def _tick(self, is_woken: bool) -> None:
         n_before = len(self._workers)
@@ -182,31 +196,50 @@ class Supervisor:
         for run in self._queue.waiting if n_free > 0 else []:
             if n_free <= 0:
                 break
-            if (
-                run.folder in self._workers
-                or self._not_before.get(run.folder, 0) > time.monotonic()
-            ):
+            if run.folder in self._workers or self._is_paused(run):
                 continue
             with suppress(NotFoundError, ConflictError):
                 state = run.state()
-                if not state.status.is_waiting:
+                if not self._may_start(run, state):
                     continue
-                if run.is_to_be_cancelled():  # by one that was gone before it could do so
-                    _step(run, state, Status.CANCELLED, CANCELLED)
-                    continue
-                try:
-                    gpus = self._gpus_for(run.config())
-                except ConfigError as exc:
-                    # Written by another version; those behind it do not wait for it.
-                    run.step(state, Status.FAILED, str(exc), actor=Actor.SERVICE)
-                    continue
+                gpus = self._gpus_for(run.config())
                 # Those of a larger run are not given to later ones, or it would wait for ever.
                 if gpus is None or (gpus and is_short_of_gpus):
                     is_short_of_gpus = True
                     continue
                 self._queue.remove(run)
-                self._workers[run.folder] = _Worker(run, state, self._worker, gpus)
+                self._workers[run.folder] = WorkerProcess(run, state, self._worker, gpus)
                 n_free -= 1
+
+    def _is_paused(self, run: Run) -> bool:
+        return self._not_before.get(run.folder, 0) > time.monotonic()
+
+    def _may_start(self, run: Run, state: State) -> bool:
+        """Whether a run waits and has room; one that is wanted no more, or cannot be read, ends here."""
+        if not state.status.is_waiting:
+            return False
+        if run.is_to_be_cancelled():  # by one that was gone before it could do so
+            _step(run, state, Status.CANCELLED, CANCELLED)
+            return False
+        try:
+            config = run.config()
+        except (ConfigError, FinetunerServerError) as exc:
+            # Of another version, or damaged; the runs behind it do not wait for it.
+            run.step(state, Status.FAILED, str(exc), actor=Actor.SERVICE)
+            return False
+        return self._has_room(run, config)
+
+    def _has_room(self, run: Run, config: RunConfig) -> bool:
+        """Whether the volume has what a run needs; if not, the run waits, and its status says so."""
+        try:
+            check_space(config, self._space, present_bytes=size_bytes_of(run.folder))
+        except InsufficientSpaceError as exc:
+            self._tell(exc)
+            self._short_of[run.folder] = str(exc)
+            self._not_before[run.folder] = time.monotonic() + _VOLUME_PAUSE_S
+            return False
+        self._short_of.pop(run.folder, None)
+        return True
 
     def _adopted(self) -> Iterator[State]:
         """Yield the claims of workers on this machine that another service has started, or an earlier one."""
@@ -235,13 +268,16 @@ class Supervisor:
             self._settle(run, of_exit(None))
             return
         silence = self._silences.look(run, claim)
-        found = of_silence(silence, EXPIRY_S, self._hang_timeout_s)
+        # A process that is here and runs may keep its heartbeat waiting: some native call holds the GIL.
+        is_running_here = life_of(claim.holder) is Life.ALIVE and not is_frozen(claim.holder)
+        expiry_s = self._hang_timeout_s if is_running_here else EXPIRY_S
+        found = of_silence(silence, expiry_s, self._hang_timeout_s)
         if found is None:
             return
         is_here = send_signal(claim.holder, signal.SIGKILL)
         if worker is not None:
             worker.kill()
-        elif not is_here and silence.beat_s <= EXPIRY_S:
+        elif not is_here and silence.beat_s <= expiry_s:
             return  # it hangs on another machine, whose service ends it
         deadline = time.monotonic() + _STOP_TIMEOUT_S
         while life_of(claim.holder) is Life.ALIVE and time.monotonic() < deadline:
@@ -277,7 +313,7 @@ class Supervisor:
         if not is_void:
             return  # another service on this volume was quicker; the run is its
         if found.is_of_volume:
-            pause_s = _VOLUME_PAUSE_S * (state.n_interruptions + 1)
+            pause_s = min(_VOLUME_PAUSE_S * (state.n_interruptions + 1), _LONGEST_PAUSE_S)
             self._not_before[run.folder] = time.monotonic() + pause_s
         status, details, n = found.outcome(run, state, self._max_interruptions)
         if status is not None:
@@ -286,81 +322,7 @@ class Supervisor:
             self._scanned_at = float("-inf")  # it may go on at once
 
 
-class _Worker:
-    """The process that works on a run.
-
-    :param run: The run.
-    :param state: Where the run is.
-    :param module: What is run.
-    :param gpus: Those that it may use.
-    """
-
-    def __init__(self, run: Run, state: State, module: str, gpus: tuple[str, ...]) -> None:
-        self.gpus = gpus
-        self.begun_from = state.number
-        self._n_kernel_kills_before = n_kernel_kills()
-        package_parent = str(Path(finetuner.__file__).parents[1])
-        path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH", "")]))
-        with (run.folder / "worker.txt").open("ab") as output:
-            self._process = subprocess.Popen(
-                _command(run, module),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env={
-                    **_WORKER_DEFAULTS,
-                    **os.environ,
-                    "PYTHONPATH": path,
-                    VISIBLE: ",".join(gpus),
-                },
-            )
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the process is gone."""
-        return self._process.poll() is not None
-
-    @property
-    def exit_code(self) -> int | None:
-        """What it ended with."""
-        return self._process.returncode
-
-    @property
-    def n_kernel_kills(self) -> int:
-        """How many processes the kernel has ended for want of memory since this one was started."""
-        return n_kernel_kills() - self._n_kernel_kills_before
-
-    def terminate(self) -> None:
-        """Ask it to end, once: a second signal could hit it while it writes its last state."""
-        self._process.terminate()
-
-    def kill(self) -> None:
-        """End it, and the processes that it has started: torchrun's would train on for ever."""
-        with suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(self._process.pid).children(recursive=True):
-                with suppress(psutil.NoSuchProcess):
-                    child.kill()
-        self._process.kill()
-        self._process.wait()
-
-    def wait_or_kill(self, deadline: float) -> None:
-        """Wait for one that was asked to end, until it must."""
-        try:
-            self._process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            self.kill()
-
-
 def _step(run: Run, state: State, status: Status, details: str, **changes: int) -> None:
     run.step(state, status, details, actor=Actor.SERVICE, **changes)
     if status is Status.CANCELLED:
         run.clean_up()
-
-
-def _command(run: Run, module: str) -> list[str]:
-    # -P: a file `torch.py` in the current folder must not take the place of torch.
-    python = [sys.executable, "-P", "-m"]
-    n_processes = run.config().n_processes
-    if n_processes > 1:
-        python += ["torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}", "-m"]
-    return [*python, module, str(run.folder)]

@@ -7,7 +7,6 @@ itself when its claim has passed to another, as after a pause that was taken for
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
@@ -21,6 +20,7 @@ from rich.console import Console
 
 from finetuner.errors import ConflictError, NotFoundError, RunNotFoundError
 from finetuner.exits import Exit
+from finetuner.files import is_volume_error
 from finetuner.heartbeat import Heartbeat
 from finetuner.runs import CANCELLED, HEARTBEAT_FILE, STOPPED, Run
 from finetuner.states import Actor, State, Status
@@ -33,10 +33,6 @@ Say = Callable[[str], None]
 Work = Callable[[Run, Console, StopSignal, Say], str]
 
 
-# What the volume says when it is full, read-only, away or broken: nothing that the run itself did.
-_VOLUME_ERRORS = frozenset(
-    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EACCES)
-)
 _RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _MEMORY_ADVICE = "take a smaller batch_size, gradient_cache_size or gradient_checkpointing"
 
@@ -118,7 +114,7 @@ def _outcome(
             return Status.CANCELLED, CANCELLED, Exit.STOPPED
         return Status.INTERRUPTED, STOPPED, Exit.STOPPED
     except Exception as exc:
-        if (volume_error := _volume_error(exc)) is not None:
+        if (volume_error := _volume_error(exc, run)) is not None:
             cause = _sentence(volume_error)
             logger.error("The volume cannot be written: %s", cause)
             details = f"The volume cannot be written ({cause}); the run goes on when it can"
@@ -135,14 +131,15 @@ def _sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
-def _volume_error(error: BaseException) -> BaseException | None:
+def _volume_error(error: BaseException, run: Run) -> BaseException | None:
     """Return what the volume said, when an error comes of that; None for any other error."""
+    # A volume that is away leaves an empty folder where the run was.
+    if isinstance(error, FileNotFoundError | RunNotFoundError) and not run.exists():
+        return error
     found: BaseException | None = error
     while found is not None:
-        number = found.errno if isinstance(found, OSError) else None
-        if rust := _RUST_OS_ERROR.search(str(found)):  # safetensors and tokenizers
-            number = int(rust[1])
-        if number in _VOLUME_ERRORS:
+        rust = _RUST_OS_ERROR.search(str(found))  # safetensors and tokenizers
+        if is_volume_error(OSError(int(rust[1]), "") if rust else found):
             return found
         # Torch raises an error of its own while it closes the file that could not be written.
         found = found.__cause__ or found.__context__

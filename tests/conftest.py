@@ -107,16 +107,18 @@ def tiny_labelled():
 
 @pytest.fixture(scope="session")
 def come_to():
-    """Bring a created run to a status, by the steps that lead there."""
+    """Bring a run to a status, by the steps that lead there from where it is."""
     from finetuner.states import Actor, Status
 
     def come_to(run, status, details="", **changes):
-        if status is Status.CREATED:
-            return run.state()
-        claim = run.claim()
+        state = run.state()
+        if state.status is status:
+            return state
+        if state.status.is_waiting:
+            state = run.claim()
         if status is Status.STARTED:
-            return claim
-        return run.step(claim, status, details, actor=Actor.WORKER, **changes)
+            return state
+        return run.step(state, status, details, actor=Actor.WORKER, **changes)
 
     return come_to
 

@@ -11,8 +11,9 @@ import pytest
 from finetuner import artifact as module
 from finetuner.artifact import MANIFEST, Manifest, VariantFigures, digest_of, pack, unpacked
 from finetuner.config import OnnxVariant
-from finetuner.errors import ArtifactNotFound, CorruptedArtifact
+from finetuner.errors import ArtifactNotFound, CorruptedArtifact, TooLargeError
 from finetuner.files import read_json, write_json
+from finetuner.zip_reader import ZipLimits
 
 _FILES = {"config.json": b'{"a": 1}', "weights": bytes(range(256)) * 20, "1_Pooling/c.json": b"{}"}
 _MANIFEST = Manifest(
@@ -284,7 +285,7 @@ def test_an_encrypted_zip(packed):
             content[place + offset] |= 1
             place = content.find(signature, place + 1)
     packed.write_bytes(content)
-    _refused(packed, "is damaged: .*encrypted")
+    _refused(packed, "holds the unsafe member `my-run/manifest.json`: it is encrypted")
 
 
 @pytest.mark.parametrize(
@@ -374,15 +375,19 @@ def test_unsafe_members(packed, temporary, member):
 def test_too_many_files(packed):
     more = [(f"my-run/{i}", b"") for i in range(200)]
     _rewrite(packed, [*_members(packed).items(), *more])
-    _refused(packed, f"`my-run.zip` holds more than 200 files or {20 * 2**30} bytes")
+    with pytest.raises(TooLargeError, match="holds 204 files, 200 are allowed"), unpacked(packed):
+        pass
 
 
 def test_too_many_bytes(packed, monkeypatch):
-    monkeypatch.setattr(module, "_MAX_BYTES", sum(map(len, _members(packed).values())))
+    n_bytes = sum(map(len, _members(packed).values()))
+    monkeypatch.setattr(module, "LIMITS", ZipLimits(size_bytes=n_bytes))
     with unpacked(packed) as (_, manifest):
         assert manifest.run_name == "my-run"
     _rewrite(packed, [*_members(packed).items(), ("my-run/more", b"1")])
-    _refused(packed, "`my-run.zip` holds more than 200 files or [0-9]+ bytes")
+    message = f"holds {n_bytes + 1} bytes, {n_bytes} are allowed"
+    with pytest.raises(TooLargeError, match=message), unpacked(packed):
+        pass
 
 
 @pytest.mark.parametrize(

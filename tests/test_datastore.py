@@ -8,7 +8,7 @@ import pytest
 from docarray import Document, DocumentArray
 
 from finetuner.datastore import DataStore, summary_of
-from finetuner.errors import ConfigError, DataError, DataNotFoundError
+from finetuner.errors import ConfigError, DataError, DataNotFoundError, TooLargeError
 
 DOCUMENTS = DocumentArray(
     [Document(id=f"d{i}", text=f"text {i}", tags={"finetuner_label": i % 2}) for i in range(5)]
@@ -85,12 +85,23 @@ def one_document(body):
             one_document(gzip.compress(b"\xff" * 40)),
             "document 1 of the upload is no gzipped protobuf",
         ),
-        (one_document(gzip.compress(bytes(65 * 2**20))), "larger than 67108864 bytes"),
-        (struct.pack(">BQI", 1, 1, 2**32 - 1) + b"x", "or the document is too large"),
     ],
 )
 def test_other_streams_are_refused_and_leave_nothing(store, tmp_path, content, message):
     with pytest.raises(DataError, match=message):
+        store.put("x", io.BytesIO(content))
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (one_document(gzip.compress(bytes(65 * 2**20))), "larger than 67108864 bytes"),
+        (struct.pack(">BQI", 1, 1, 2**32 - 1) + b"x", "takes 4294967295 bytes, 67108864 are all"),
+    ],
+)
+def test_too_large_streams_are_refused_and_leave_nothing(store, tmp_path, content, message):
+    with pytest.raises(TooLargeError, match=message):
         store.put("x", io.BytesIO(content))
     assert list((tmp_path / "data").iterdir()) == []
 

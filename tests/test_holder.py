@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from finetuner import holder
-from finetuner.holder import Life, life_of, own_name, send_signal
+from finetuner.holder import Life, is_frozen, life_of, own_name, send_signal
 
 NAMED = (
     "import time\n"
@@ -34,6 +34,18 @@ def test_a_process_lives_until_it_is_killed(other):
     process.wait()
     assert life_of(name) is Life.DEAD
     assert not send_signal(name, signal.SIGTERM)
+
+
+def test_a_stopped_process_is_alive_and_frozen(other):
+    process, name = other
+    assert not is_frozen(name)
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    assert is_frozen(name)
+    assert life_of(name) is Life.ALIVE
+    process.send_signal(signal.SIGCONT)
+    os.waitid(os.P_PID, process.pid, os.WCONTINUED | os.WNOWAIT)
+    assert not is_frozen(name)
 
 
 def test_nobody_is_dead():

@@ -5,10 +5,8 @@ import re
 import pytest
 from fastapi.testclient import TestClient
 
-from finetuner import http_api
-from finetuner.errors import RunNotFoundError, RunPreparingError
 from finetuner.http_api import build_app
-from finetuner.wire import json_document
+from finetuner.wire import json_document, read_json_document
 
 
 class Executors:
@@ -17,9 +15,12 @@ class Executors:
     def __init__(self):
         self.answers = {}
         self.asked = []
+        self.documents = []
 
-    async def __call__(self, endpoint, _docs, parameters):
+    async def __call__(self, endpoint, docs, parameters):
         self.asked.append((endpoint, parameters))
+        if docs is not None:
+            self.documents.append(read_json_document(docs))
         answer = self.answers[endpoint].pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -32,45 +33,41 @@ def executors():
 
 
 @pytest.fixture
-def client(executors, tmp_path, monkeypatch):
-    monkeypatch.setattr(http_api, "_FOLLOW_INTERVAL_S", 0.0)
+def client(executors, tmp_path):
     return TestClient(build_app(executors, tmp_path))
 
 
-def part(text, offset, *, ended=False):
-    return {"text": text, "offset": offset, "ended": ended}
+@pytest.mark.parametrize(("is_new", "status"), [(True, 201), (False, 200)])
+def test_fit_says_by_its_status_whether_it_has_made_the_run(client, executors, is_new, status):
+    executors.answers = {"/fit": [{"name": "r", "is_new": is_new}]}
+    answer = client.post("/fit", json={"model": "m"})
+    assert (answer.status_code, answer.json()) == (status, {"name": "r"})
 
 
-def test_followed_log_waits_for_the_start(client, executors):
-    executors.answers = {
-        "/status": [{}],
-        "/logs": [RunPreparingError("wait"), RunPreparingError("wait"), part("a\n", 2)]
-        + [part("b\n", 4, ended=True)],
-    }
-    answer = client.get("/runs/r/logs?follow=true")
-
-    assert (answer.status_code, answer.text) == (200, "a\nb\n")
-    offsets = [asked["offset"] for endpoint, asked in executors.asked if endpoint == "/logs"]
-    assert offsets == [0, 0, 0, 2]
+@pytest.mark.parametrize(
+    ("field", "header", "sent"),
+    [({}, "k", "k"), ({"idempotency_key": "k"}, "k", "k"), ({"idempotency_key": "k"}, None, "k")],
+)
+def test_a_key_comes_as_header_or_as_field(client, executors, field, header, sent):
+    executors.answers = {"/fit": [{"name": "r", "is_new": True}]}
+    headers = {} if header is None else {"Idempotency-Key": header}
+    client.post("/fit", json={"model": "m", **field}, headers=headers)
+    assert executors.documents == [{"model": "m", "idempotency_key": sent}]
 
 
-def test_followed_log_ends_when_the_run_is_deleted(client, executors):
-    gone = RunNotFoundError("no run `r`")
-    executors.answers = {"/status": [{}, {}], "/logs": [part("a\n", 2), gone, gone]}
-    assert client.get("/runs/r/logs?follow=1").text == "a\n"
-    assert client.get("/runs/r/logs?follow=True").text == ""
-
-
-def test_unknown_run_is_not_followed(client, executors):
-    executors.answers = {"/status": [RunNotFoundError("no run `r`")]}
-    answer = client.get("/runs/r/logs?follow=true")
-    assert (answer.status_code, answer.json()["error"]) == (404, "RunNotFoundError")
+def test_two_keys_are_refused(client):
+    body = {"model": "m", "idempotency_key": "a"}
+    answer = client.post("/fit", json=body, headers={"Idempotency-Key": "b"})
+    assert (answer.status_code, answer.json()["error"]) == (422, "ConfigError")
+    assert "Idempotency-Key and the field idempotency_key differ" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("value", ["false", "0", "FALSE"])
 def test_log_that_is_not_followed(client, executors, value):
-    executors.answers = {"/logs": [part("a\n", 2)]}
-    assert client.get(f"/runs/r/logs?follow={value}").text == "a\n"
+    executors.answers = {"/logs": [{"text": "a\n", "offset": 2, "ended": False}]}
+    answer = client.get(f"/runs/r/logs?follow={value}")
+    assert answer.text == "a\n"
+    assert (answer.headers["Next-Offset"], answer.headers["Run-Ended"]) == ("2", "false")
 
 
 @pytest.mark.parametrize(
@@ -82,6 +79,11 @@ def test_log_that_is_not_followed(client, executors, value):
             "follow must be one of true, 1, false, 0; got `maybe`",
         ),
         ("GET", "/runs/r/logs?follow=", "follow must be one of .*; got ``"),
+        ("GET", "/runs/r/logs?offset=-1", "offset must be a whole number of at most 15 digits"),
+        ("GET", "/runs/r/steps?offset=", "offset must be a whole number .*, got ``"),
+        ("GET", "/runs/r/epochs?limit=1e3", "limit must be a whole number .*, got `1e3`"),
+        ("GET", "/runs/r/steps?follow=1&offset=²", "offset must be a whole number .*, got `²`"),
+        ("GET", "/runs/r/steps?ofset=1", "unknown query field `ofset`; did you mean `offset`"),
         ("GET", "/experiments?x=1", "unknown query field `x`; known: none"),
         ("GET", "/experiments/e?x=1", "unknown query field `x`"),
         ("PUT", "/experiments/e?x=1", "unknown query field `x`"),

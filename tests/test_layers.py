@@ -23,13 +23,24 @@ ORDER = (
         "metrics",
         "files",
         "file_cache",
+        "json_lines",
         "lock",
         "holder",
         "heartbeat",
         "exits",
+        "access",
+        "audit",
+        "failed_logins",
+        "permissions",
+        "signed_links",
+        "gatekeeper",
         "data",
         "pairs",
         "csv_file",
+        "zip_reader",
+        "message_shape",
+        "document_stream",
+        "hardening",
         "wire",
     ),
     *(
@@ -47,16 +58,17 @@ ORDER = (
     *("adaptation", "batching", "losses", "pair_losses", "objective", "optimization"),
     *("training_set", "gradients", "collapse", "hard_negatives", "checkpoint"),
     *("trainer", "training", "artifact", "onnx_export", "backends", "encoder", "batcher"),
-    *("search", "evaluation", "quantization", "verdict", "states", "runs", "run_store"),
-    *("aliases", "targets", "alias_store", "alias_api"),
+    *("search", "evaluation", "quantization", "verdict", "states", "runs"),
+    *("identity", "run_keys", "run_index", "run_store", "resubmission", "space"),
+    *("aliases", "targets", "alias_store", "alias_api", "retention"),
     *("encoder_cache", "serving_metrics", "encode_parameters", "watchdog", "encode_api"),
     *("loggers", "monitoring", "submission"),
     *("run_evaluation", "publishing", "stopping", "worklog", "job", "worker"),
-    *("run_queue", "silence", "interruption", "gpus", "supervisor"),
+    *("run_queue", "silence", "interruption", "gpus", "worker_process", "supervisor"),
     "run_api",
 )
 # What `import finetuner` loads: at module level only a few light modules of the core.
-CLIENT = ("__init__", "alias_verbs", "api", "client", "experiment", "inference", "run")
+CLIENT = ("__init__", "alias_verbs", "api", "client", "experiment", "follow", "inference", "run")
 LIGHT = (
     *(
         "errors",
@@ -75,7 +87,9 @@ LIGHT = (
 EDGE = (
     *("alias_command", "alias_routes", "cli", "encode_routes", "flow_calls", "http_api"),
     *("http_messages", "http_metrics", "hub_routes", "openai_routes", "openapi"),
-    *("availability", "direct", "overload", "parts", "serve"),
+    *("availability", "connections", "direct", "gc_command", "overload", "parts", "serve"),
+    *("log_tail", "stream_routes"),
+    *("grpc_access", "http_access", "token_command"),
 )
 
 _MODULES = sorted(path.relative_to(_PACKAGE).as_posix()[:-3] for path in _PACKAGE.rglob("*.py"))

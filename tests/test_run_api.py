@@ -2,9 +2,16 @@ import pytest
 
 from finetuner.config import RunConfig
 from finetuner.data import from_rows
-from finetuner.errors import ConfigError, RunPreparingError
+from finetuner.errors import (
+    ConfigError,
+    InsufficientSpaceError,
+    RunExistsError,
+    RunNotFoundError,
+    RunPreparingError,
+)
 from finetuner.run_api import RunAPI
 from finetuner.run_store import RunStore
+from finetuner.runs import STEPS_FILE, append_metrics
 from finetuner.states import Actor, Status
 from finetuner.supervisor import Supervisor
 
@@ -42,3 +49,64 @@ def test_log_before_the_start_and_from_a_wrong_offset(api, run):
         api.logs(NAME)
     with pytest.raises(ConfigError, match="offset must be at least 0, got -1"):
         api.logs({**NAME, "offset": -1})
+
+
+FIT = {"train_data": [["a", 1], ["b", 1], ["c", 2], ["d", 2]], "run_name": "new", "device": "cpu"}
+
+
+def test_fit_says_whether_it_has_made_the_run(api, tiny_model_folder):
+    body = {**FIT, "model": str(tiny_model_folder)}
+    first, again = api.fit(body), api.fit(body)
+    assert (first.pop("is_new"), again.pop("is_new")) == (True, False)
+    assert again == first == api.run({"run_name": "new"})
+
+
+def test_fit_refuses_another_request_of_the_name(api, tiny_model_folder):
+    body = {**FIT, "model": str(tiny_model_folder)}
+    api.fit(body)
+    with pytest.raises(RunExistsError, match="epochs: 5 → 2\n  train_data: other texts\n"):
+        api.fit({**body, "epochs": 2, "train_data": [["a", 1], ["b", 1], ["c", 2], ["e", 2]]})
+
+
+def test_fit_respects_the_quota(tmp_path, tiny_model_folder):
+    api = RunAPI(tmp_path, Supervisor(tmp_path), quota_bytes=1000)
+    with pytest.raises(InsufficientSpaceError, match=r"run `new` needs about .* quota of 1\.0 kB"):
+        api.fit({**FIT, "model": str(tiny_model_folder)})
+
+
+def test_metrics_are_there_while_the_run_trains(api, run):
+    claim = run.claim()
+    assert api.metrics(NAME) == {"before": {}, "after": {}, "epochs": [], "verdicts": {}}
+    append_metrics(run.folder, 0, {"hit_at_k": 0.5})
+    append_metrics(run.folder, 1, {"hit_at_k": 0.75})
+    with (run.folder / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"epoch": 2, "metr')  # killed in the middle of a line
+    epochs = [{"epoch": n, "metrics": {"hit_at_k": value}} for n, value in enumerate((0.5, 0.75))]
+    assert api.metrics(NAME)["epochs"] == epochs
+    assert api.metrics(NAME)["after"] == {"hit_at_k": 0.75}
+    assert api.epochs(NAME) == {"items": epochs, "offset": 2, "ended": False}
+    run.step(claim, Status.FAILED, "", actor=Actor.WORKER)
+    assert api.epochs({**NAME, "offset": 1}) == {"items": epochs[1:], "offset": 2, "ended": True}
+
+
+def test_steps_come_in_pages(api, run):
+    (run.folder / STEPS_FILE).write_bytes(b"".join(b"%d\n" % n for n in range(1500)))
+    first = api.steps(NAME)
+    assert (first["items"], first["offset"]) == (list(range(1000)), 1000)
+    assert api.steps({**NAME, "offset": 1000.0})["items"] == list(range(1000, 1500))
+    assert api.steps({**NAME, "offset": 7, "limit": 2})["items"] == [7, 8]
+    for wrong in ({"limit": 0}, {"limit": 1001}):
+        with pytest.raises(ConfigError, match="limit must be 1 to 1000, got"):
+            api.steps({**NAME, **wrong})
+    with pytest.raises(ConfigError, match="offset must be at least 0, got -1"):
+        api.steps({**NAME, "offset": -1})
+    with pytest.raises(RunNotFoundError, match="no run `two`"):
+        api.steps({"run_name": "two"})
+
+
+def test_a_run_deleted_since_it_was_listed_is_left_out(api, run, tmp_path, monkeypatch):
+    gone = RunStore(tmp_path).create(RunConfig(model="tiny", run_name="gone"), {})
+    monkeypatch.setattr(api._store, "list", lambda _name: [run, gone])
+    RunStore(tmp_path).delete(gone)
+    assert [item["name"] for item in api.runs({})["items"]] == ["one"]
+    assert [item["name"] for item in api.delete({})["items"]] == ["one"]

@@ -99,7 +99,7 @@ def test_unknown_run_and_experiment(store):
 )
 def test_no_artifact_before_the_end(store, run, come_to, status, error):
     come_to(run, status)
-    for call in (run.metrics, run.examples, lambda: store.find_artifact("one")):
+    for call in (run.examples, lambda: store.find_artifact("one")):
         with pytest.raises(error, match="The run"):
             call()
 

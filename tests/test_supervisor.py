@@ -9,6 +9,7 @@ import time
 import pytest
 
 from finetuner import supervisor as supervisor_module
+from finetuner import worker_process
 from finetuner.config import Device, RunConfig
 from finetuner.data import from_rows
 from finetuner.errors import ImpossibleStepError, RunInProgressError, RunNotFoundError
@@ -77,8 +78,8 @@ def spawned(monkeypatch):
         workers.append(Worker(command, **kwargs))
         return workers[-1]
 
-    monkeypatch.setattr(supervisor_module.subprocess, "Popen", spawn)
-    monkeypatch.setattr(supervisor_module, "_STOP_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(worker_process.subprocess, "Popen", spawn)
+    monkeypatch.setattr(supervisor_module, "_STOP_TIMEOUT_S", 10.0)
     yield workers
     for worker in workers:
         worker.kill()
@@ -144,13 +145,14 @@ def test_close_asks_each_worker_once(store, supervisor, spawned):
         assert run.state().answer() == {"status": "INTERRUPTED", "details": STOPPED}
 
 
-def test_close_kills_deaf_workers_within_one_wait_for_all(store, supervisor, spawned):
+def test_close_kills_deaf_workers_within_one_wait_for_all(store, supervisor, spawned, monkeypatch):
+    monkeypatch.setattr(supervisor_module, "_STOP_TIMEOUT_S", 2.0)
     runs = [create(store, f"deaf-{i}") for i in range(3)]
     started(supervisor, *runs)
     began = time.monotonic()
     supervisor.close()
 
-    assert time.monotonic() - began < 2.5  # three waits would be 3 s
+    assert time.monotonic() - began < 5.5  # three waits would be 6 s
     assert [(w.sent[0], w.returncode) for w in spawned] == [(signal.SIGTERM, -signal.SIGKILL)] * 3
     for run in runs:
         assert run.state().answer() == {"status": "INTERRUPTED", "details": STOPPED}
@@ -322,9 +324,25 @@ def test_status_tells_how_many_runs_are_before(tmp_path, store, supervisor):
     for i in range(5):
         create(store, f"run-{i}")
     supervisor.start()
-    wait_until(lambda: supervisor.position(store.get("run-4")) == 1)
+    wait_until(lambda: supervisor.waits_for(store.get("run-4")) == "1 before it")
     status = RunAPI(tmp_path, supervisor).status({"run_name": "run-4"})
     assert status["details"] == "Run submitted and awaits execution; 1 before it"
+
+
+def test_a_run_without_room_waits_and_says_so(tmp_path, store, spawned, worker_module, monkeypatch):
+    monkeypatch.setattr(supervisor_module, "_VOLUME_PAUSE_S", 0.2)
+    monkeypatch.setattr(supervisor_module, "_SCAN_INTERVAL_S", 0.2)
+    run = create(store, "quick")
+    service = Supervisor(tmp_path, worker=worker_module, quota_bytes=1)
+    service.start()
+    wait_until(lambda: service.waits_for(run))
+    details = RunAPI(tmp_path, service).status({"run_name": "quick"})["details"]
+    assert "awaits execution; run `quick` (the size of `tiny` is not known" in details
+    assert "workspace's quota of 1 B" in details
+    assert spawned == []
+    monkeypatch.setattr(service._space, "_quota_bytes", None)
+    wait_until(lambda: run.state().status is Status.FINISHED)
+    service.close()
 
 
 def test_a_worker_that_is_frozen_is_ended_and_its_run_goes_on(

@@ -187,7 +187,7 @@ def test_killed_at_random_moments_it_ends_the_same(submitted, finished):
         assert run.state().status is Status.STARTED
         _interrupt(run)
     assert n_kills >= 4
-    if run.state().status is not Status.FINISHED:  # it may have been quicker than the last kill
+    if run.state().status is not Status.FINISHED:
         assert _Forked(run).wait(_TIMEOUT_S) == 0
     assert run.state().status is Status.FINISHED
     _check_steps(run)
@@ -318,7 +318,6 @@ def _behind(monkeypatch, owner, name):
         (_before, Publisher, "_manifest", 10),
         (_behind, files.os, "replace", None),
         (_behind, Publisher, "publish", 10),
-        (_behind, Job, "work", 10),
     ],
 )
 def test_stopped_at_one_place(submitted, work, monkeypatch, when, owner, name, n_steps):

@@ -14,6 +14,7 @@ from finetuner.config import workspace_dir as resolve_workspace
 from finetuner.direct import DirectServer, socket_name, sockets_folder
 from finetuner.encode_api import EncodeAPI
 from finetuner.encode_parameters import EncodeParameters, TextParameters
+from finetuner.hardening import harden_docarray
 from finetuner.schema import convert, read
 from finetuner.wire import (
     PACKED_TEXTS,
@@ -57,6 +58,7 @@ class EncoderExecutor(Executor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        harden_docarray()
         unknown_arguments(self, kwargs)
         # A request has few texts: to spread them over threads costs more than it gains.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

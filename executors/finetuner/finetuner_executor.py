@@ -9,7 +9,10 @@ from jina import Executor, requests
 
 from finetuner.config import workspace_dir as resolve_workspace
 from finetuner.errors import MalformedRequestError
+from finetuner.files import volume_trouble
+from finetuner.hardening import harden_docarray
 from finetuner.run_api import RunAPI
+from finetuner.space import quota_of
 from finetuner.supervisor import Supervisor
 from finetuner.wire import (
     JSON,
@@ -49,6 +52,8 @@ class FinetunerExecutor(Executor):
         :func:`finetuner.worker.main`.
     :param allow_cpu_fallback: Whether a run that asks for a GPU may train on the CPU, with a warning,
         where there is none; else it is refused.
+    :param quota_bytes: What may lie on the volume in all; what would go beyond is refused. When None,
+        ``FINETUNER_QUOTA_BYTES``, which the gateway reads too, for uploads; else what the disk holds.
     """
 
     def __init__(
@@ -59,9 +64,11 @@ class FinetunerExecutor(Executor):
         hang_timeout_s: float = 3600.0,
         worker: str = "finetuner.worker",
         allow_cpu_fallback: bool = True,
+        quota_bytes: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        harden_docarray()
         unknown_arguments(self, kwargs)
         workspace = resolve_workspace(workspace_dir)
         self._supervisor = Supervisor(
@@ -70,8 +77,14 @@ class FinetunerExecutor(Executor):
             max_interruptions=max_interruptions,
             hang_timeout_s=hang_timeout_s,
             worker=worker,
+            quota_bytes=quota_of(quota_bytes),
         )
-        self._api = RunAPI(workspace, self._supervisor, allow_cpu_fallback=allow_cpu_fallback)
+        self._api = RunAPI(
+            workspace,
+            self._supervisor,
+            allow_cpu_fallback=allow_cpu_fallback,
+            quota_bytes=quota_of(quota_bytes),
+        )
         self._supervisor.start()
 
     @requests(on="/fit")
@@ -94,7 +107,13 @@ class FinetunerExecutor(Executor):
     ) -> DocumentArray:
         # In a thread: a slow volume must not stop the health check, which shares this loop.
         parameters = own_parameters(parameters)
-        return json_document(await asyncio.to_thread(method, self._api, parameters))
+        try:
+            return json_document(await asyncio.to_thread(method, self._api, parameters))
+        except OSError as exc:
+            trouble = volume_trouble(exc)
+            if trouble is None:
+                raise
+            raise trouble from exc
 
     runs = _endpoint("/runs", RunAPI.runs)
     run = _endpoint("/run", RunAPI.run)
@@ -102,6 +121,8 @@ class FinetunerExecutor(Executor):
     cancel = _endpoint("/cancel", RunAPI.cancel)
     logs = _endpoint("/logs", RunAPI.logs)
     metrics = _endpoint("/metrics", RunAPI.metrics)
+    epochs = _endpoint("/epochs", RunAPI.epochs)
+    steps = _endpoint("/steps", RunAPI.steps)
     examples = _endpoint("/examples", RunAPI.examples)
     delete = _endpoint("/delete", RunAPI.delete)
     experiments = _endpoint("/experiments", RunAPI.experiments)

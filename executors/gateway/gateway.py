@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,22 @@ from jina.types.request.data import DataRequest
 
 from finetuner.availability import Availability
 from finetuner.config import workspace_dir as resolve_workspace
+from finetuner.connections import BoundedProtocol, allow_many_files
 from finetuner.direct import DirectClient, socket_name, sockets_folder
 from finetuner.errors import FinetunerError, UnavailableError
-from finetuner.flow_calls import admit, check_endpoint, clean, error_of, refusal, request_for
+from finetuner.flow_calls import (
+    MAX_MESSAGE_BYTES,
+    check_endpoint,
+    clean,
+    error_of,
+    refusal,
+    request_for,
+)
+from finetuner.gatekeeper import Gatekeeper
+from finetuner.grpc_access import GuardedCall, guard
+from finetuner.hardening import harden_docarray
 from finetuner.http_api import build_app
+from finetuner.space import quota_of
 from finetuner.wire import request_document
 
 # Answers that ask clients to connect elsewhere are given for so long before the doors close.
@@ -31,6 +44,7 @@ _DRAIN_TIMEOUT_S = 30.0
 # By then Jina's own count of what is in work is wrong.
 _CLOSE_TIMEOUT_S = 1.0
 _HEALTH_INTERVAL_S = 2.0
+_GRPC_OPTIONS = {"grpc.max_receive_message_length": MAX_MESSAGE_BYTES}
 # The empty name stands for the server as a whole.
 _HEALTH_SERVICES = ("", *(s.full_name for s in jina_pb2.DESCRIPTOR.services_by_name.values()))
 
@@ -39,10 +53,11 @@ class GuardedHandler:
     """Jina's request handler for gRPC, with unknown endpoints refused and errors without traces.
 
     :param handler: Jina's own.
+    :param gatekeeper: Says which endpoints are open to whom, and writes down what was done.
     """
 
-    def __init__(self, handler: Any) -> None:
-        self._handler = handler
+    def __init__(self, handler: Any, gatekeeper: Gatekeeper) -> None:
+        self._handler, self._gatekeeper = handler, gatekeeper
         self.availability = Availability(self.call)
         self._direct = DirectClient()
 
@@ -127,21 +142,21 @@ class GuardedHandler:
         self, request_iterator: AsyncIterator[DataRequest], context: Any = None, *_: Any
     ) -> AsyncIterator[DataRequest]:
         """Serve a stream of requests, as ``jina.Client`` sends them."""
-        refused: list[DataRequest] = []
+        refusals: list[DataRequest] = []
 
-        async def admitted() -> AsyncIterator[DataRequest]:
+        async def admitted(call: GuardedCall) -> AsyncIterator[DataRequest]:
             async for request in request_iterator:
-                try:
-                    admit(request, await self.endpoints())
-                except FinetunerError as error:
-                    refused.append(refusal(request, error))
-                else:
+                if (response := await self._refusal(call, request)) is None:
                     yield request
+                else:
+                    refusals.append(response)
 
         with self.availability.in_work():
-            async for response in self._handler.stream(admitted(), context):
-                yield clean(response)
-            for response in refused:
+            async with GuardedCall(self._gatekeeper) as call:
+                async for response in self._handler.stream(admitted(call), context):
+                    await call.answered(response)
+                    yield clean(response)
+            for response in refusals:
                 yield response
 
     stream = Call
@@ -160,29 +175,56 @@ class GuardedHandler:
 
     async def process_single_data(self, request: DataRequest, context: Any = None) -> DataRequest:
         """Serve one request."""
+        async with GuardedCall(self._gatekeeper) as call:
+            if (answer := await self._refusal(call, request)) is not None:
+                return answer
+            with self.availability.in_work():
+                response = await self._handler.process_single_data(request, context)
+                await call.answered(response)
+                return clean(response)
+
+    async def _refusal(self, call: GuardedCall, request: DataRequest) -> DataRequest | None:
         try:
-            admit(request, await self.endpoints())
-        except FinetunerError as error:
+            endpoints = await self.endpoints()
+        except UnavailableError as error:
             return refusal(request, error)
-        with self.availability.in_work():
-            return clean(await self._handler.process_single_data(request, context))
+        return await call.refusal(request, endpoints)
 
 
 class HTTPServer(FastAPIBaseGateway):
     """The HTTP side.
 
-    :param workspace_dir: The volume.
+    :param workspace: The volume.
+    :param gatekeeper: Shared with the gRPC side.
+    :param cors_origins: Of pages that may read the answers in a browser.
+    :param quota_bytes: What may lie on the volume in all.
     """
 
-    def __init__(self, workspace_dir: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        workspace: Path,
+        gatekeeper: Gatekeeper,
+        *,
+        cors_origins: Sequence[str],
+        quota_bytes: int | None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        self._workspace = resolve_workspace(workspace_dir)
+        # There is no WebSocket here.
+        self.uvicorn_kwargs |= {"http": BoundedProtocol, "ws": "none"}
+        self._build = partial(
+            build_app,
+            workspace=workspace,
+            gatekeeper=gatekeeper,
+            cors_origins=cors_origins,
+            quota_bytes=quota_of(quota_bytes),
+        )
 
     @property
     def app(self) -> FastAPI:
         """The application."""
         handler = self._request_handler
-        return build_app(handler.call, self._workspace, handler.availability, encode=handler.encode)
+        return self._build(handler.call, availability=handler.availability, encode=handler.encode)
 
     def stop_listening(self) -> None:
         """Take no more connections; those that are open go on."""
@@ -194,19 +236,43 @@ class Gateway(CompositeBaseServer, BaseGateway):
     """gRPC on the first port, HTTP on the second.
 
     :param workspace_dir: The volume; when None, ``FINETUNER_WORKSPACE``, else the user's data folder.
+    :param cors_origins: Of pages that may read the answers of HTTP in a browser.
+    :param quota_bytes: What may lie on it in all; an upload beyond is refused. When None,
+        ``FINETUNER_QUOTA_BYTES``, else what the disk holds.
+    :raises ConfigError: When others can reach the host and the volume has no token.
     """
 
-    def __init__(self, workspace_dir: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        workspace_dir: str | None = None,
+        cors_origins: Sequence[str] = (),
+        quota_bytes: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        handler = GuardedHandler(self._request_handler)
+        harden_docarray()
+        allow_many_files()
+        workspace = resolve_workspace(workspace_dir)
+        gatekeeper = Gatekeeper(workspace, host=self.host)
+        handler = GuardedHandler(self._request_handler, gatekeeper)
         self._availability = handler.availability
         self.servers = []
         for server in self._server_kwargs:
             server["req_handler"] = handler
             if str(server["runtime_args"]["protocol"]).lower() == "grpc":
-                self.servers.append(GRPCGateway(**server))
+                options = _GRPC_OPTIONS | (server.pop("grpc_server_options", None) or {})
+                gateway = GRPCGateway(grpc_server_options=options, **server)
+                self.servers.append(guard(gateway, gatekeeper))
             else:
-                self.servers.append(HTTPServer(workspace_dir=workspace_dir, **server))
+                self.servers.append(
+                    HTTPServer(
+                        workspace,
+                        gatekeeper,
+                        cors_origins=cors_origins,
+                        quota_bytes=quota_bytes,
+                        **server,
+                    )
+                )
         self.gateways = self.servers
 
     async def run_server(self) -> None:

@@ -36,8 +36,10 @@ def test_fit_through_jinas_own_gateway(open_flow, tmp_path, tiny_model_folder):
                 break
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        with pytest.raises(BadServer, match="already has a run `r`"):
-            flow.post("/fit", documents, parameters=parameters)
+        again = orjson.loads(flow.post("/fit", documents, parameters=parameters)[0].text)
+        assert (again["artifact_id"], again["is_new"]) == (run["artifact_id"], False)
+        with pytest.raises(BadServer, match="(?s)already has a run `r`.*epochs: 1 → 2"):
+            flow.post("/fit", documents, parameters={**parameters, "epochs": 2})
     assert state == {"status": "FINISHED", "details": "Run finished"}
     assert (tmp_path / "runs" / "default" / "r" / "r.zip").is_file()
 
@@ -45,6 +47,12 @@ def test_fit_through_jinas_own_gateway(open_flow, tmp_path, tiny_model_folder):
 def test_unknown_argument_is_named():
     with pytest.raises(ConfigError, match="FinetunerExecutor does not know the argument `workers`"):
         Executor.load_config(MANIFEST, uses_with={"workers": 2})
+
+
+def test_a_quota_that_is_no_number_of_bytes_is_refused(tmp_path):
+    settings = {"workspace_dir": str(tmp_path), "quota_bytes": "10GB"}
+    with pytest.raises(ConfigError, match="quota_bytes .* at least 1, got `10GB`"):
+        Executor.load_config(MANIFEST, uses_with=settings)
 
 
 def test_endpoints_are_the_methods_of_their_names(tmp_path):

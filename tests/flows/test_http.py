@@ -5,6 +5,7 @@ import io
 import re
 import shutil
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import orjson
@@ -198,19 +199,54 @@ def test_fit_answers_with_the_record_and_a_run_at_work_refuses_what_it_lacks(ser
         "error": "RunInProgressError",
         "detail": "The run needs to be finished in order to save the artifact.",
     }
-    for view in ("metrics", "examples", "artifact"):
+    metrics = server.get("/runs/long/metrics?experiment_name=work")
+    assert (metrics.status_code, metrics.json()["after"]) == (200, {})
+    for view in ("examples", "artifact"):
         refusal = server.get(f"/runs/long/{view}?experiment_name=work")
         assert (refusal.status_code, refusal.json()) == (409, in_work)
     encode = {"data": ["a"], "parameters": {"artifact": "work/long"}}
     refusal = server.post("/encode", json=encode)
     assert (refusal.status_code, refusal.json()) == (409, in_work)
-    refusal = server.post("/fit", json=body)
+    again = server.post("/fit", json=body)
+    assert (again.status_code, again.json()["artifact_id"]) == (200, record["artifact_id"])
+    refusal = server.post("/fit", json={**body, "epochs": 2})
     assert (refusal.status_code, refusal.json()["error"]) == (409, "RunExistsError")
+    assert "\n  epochs: 1000 → 2\n" in refusal.json()["detail"]
 
     deleted = server.delete("/runs/long?experiment_name=work").json()["items"]
     assert [run["artifact_id"] for run in deleted] == [record["artifact_id"]]
     assert server.get("/runs/long?experiment_name=work").status_code == 404
     assert server.delete("/experiments/work").json()["name"] == "work"
+
+
+def test_a_key_makes_one_run_of_requests_at_once_and_later_ones(server):
+    body = {"model": "tiny", "train_data": ROWS, "epochs": 0, "experiment_name": "keyed"}
+
+    def fit(**changes):
+        return server.post(
+            "/fit", json={**body, "device": "cpu", **changes}, headers={"Idempotency-Key": "k 1"}
+        )
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: fit(), range(8)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 7 + [201]
+    (name,) = {answer.json()["name"] for answer in answers}
+    assert fit().json()["name"] == name
+    client = Client(port=server.grpc_port)
+    parameters = {**body, "device": "cpu", "idempotency_key": "k 1"}
+    del parameters["train_data"]
+    documents = DocumentArray(
+        [Document(text=text, tags={"finetuner_label": label}) for text, label in ROWS]
+    )
+    answer = orjson.loads(client.post("/fit", documents, parameters=parameters)[0].text)
+    assert (answer["name"], answer["is_new"]) == (name, False)
+    refusal = fit(seed=1)
+    assert (refusal.status_code, refusal.json()["error"]) == (409, "RunExistsError")
+    run = finetuner.fit(
+        "tiny", ROWS, epochs=0, device="cpu", experiment_name="keyed", idempotency_key="k 1"
+    )
+    assert run.name == name
+    assert server.delete("/experiments/keyed").status_code == 200
 
 
 def test_logs_are_followed_to_the_end_and_the_run_serves_at_once(server):
@@ -220,7 +256,13 @@ def test_logs_are_followed_to_the_end_and_the_run_serves_at_once(server):
     encode = {"data": ["a"], "parameters": {"artifact": "fresh"}}
     answer = server.post("/encode", json=encode)
     assert (answer.status_code, answer.json()["artifact"]) == (200, "fresh")
-    assert server.get("/runs/fresh/logs").text == followed
+    logs = server.get("/runs/fresh/logs")
+    assert logs.text == followed
+    n_bytes = int(logs.headers["Next-Offset"])
+    assert n_bytes == len(followed.encode())
+    for query in (f"offset={n_bytes - 5}", f"offset={n_bytes - 5}&follow=true"):
+        assert server.get(f"/runs/fresh/logs?{query}").text == followed[-5:]
+    assert len(server.get("/runs/fresh/steps?limit=1").json()["items"]) == 1
     assert server.get("/runs/fresh/examples").json() == {"before": {}, "after": {}}
     assert server.delete("/runs/fresh").status_code == 200
     assert server.post("/encode", json=encode).status_code == 404
@@ -271,7 +313,9 @@ def test_description_is_that_of_the_code(server):
     assert set(body["properties"]) == {field.name for field in dataclasses.fields(RunConfig)}
     options = body["properties"]["callbacks"]["items"]["oneOf"][0]["properties"]["options"]
     assert set(options["properties"]) == {f.name for f in dataclasses.fields(EvaluationCallback)}
-    assert set(paths["/fit"]["post"]["responses"]) >= {"201", "400", "404", "409", "413", "422"}
+    assert set(paths["/fit"]["post"]["responses"]) >= {
+        *("200", "201", "400", "404", "409", "413", "422", "507")
+    }
     body = paths["/encode"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert (set(body["properties"]), body["required"]) == ({"data", "parameters"}, ["data"])
     parameters = {field.name for field in dataclasses.fields(EncodeParameters)}
