@@ -338,7 +338,7 @@ def test_a_run_without_room_waits_and_says_so(tmp_path, store, spawned, worker_m
     wait_until(lambda: service.waits_for(run))
     details = RunAPI(tmp_path, service).status({"run_name": "quick"})["details"]
     assert "awaits execution; run `quick` (the size of `tiny` is not known" in details
-    assert "workspace's quota of 1 B" in details
+    assert "workspace's quota of 1 byte" in details
     assert spawned == []
     monkeypatch.setattr(service._space, "_quota_bytes", None)
     wait_until(lambda: run.state().status is Status.FINISHED)
