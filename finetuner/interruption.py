@@ -19,7 +19,7 @@ class Interruption:
     """How a worker ended.
 
     :param cause: For people.
-    :param is_own_fault: Whether it would end the same way again.
+    :param is_own_fault: Whether it ended by an error; one that it could write down is in the state.
     :param is_asked_for: Whether the service ended it; that is not counted.
     :param is_of_volume: Whether the volume is to blame.
     """
@@ -39,10 +39,9 @@ class Interruption:
         n = state.n_interruptions + (not self.is_asked_for)
         if run.is_to_be_cancelled():
             return Status.CANCELLED, CANCELLED, state.n_interruptions
-        if self.is_own_fault:
-            return Status.FAILED, self.cause, state.n_interruptions
         if state.status.is_waiting:  # the worker was gone before it had claimed the run
-            return None, "", 0
+            is_hopeless = self.is_own_fault
+            return (Status.FAILED if is_hopeless else None), self.cause, state.n_interruptions
         if n >= max_interruptions:
             return Status.FAILED, f"{self.cause}; interrupted {n} times, the run is given up", n
         if self.is_asked_for:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetuner.errors import RunNotFoundError
+from finetuner.errors import FinetunerServerError, RunNotFoundError
 from finetuner.run_store import RunStore
 from finetuner.runs import Run
 from finetuner.states import State, Status
@@ -68,7 +68,8 @@ class Queue:
         places: dict[Path, tuple[Mark, Place]] = {}
         started, ended = {}, {}
         for run in self._store.list():
-            with suppress(RunNotFoundError, FileNotFoundError):  # deleted since they were listed
+            # Deleted since they were listed, or damaged: the others do not wait for that.
+            with suppress(RunNotFoundError, FileNotFoundError, FinetunerServerError):
                 mark = run.version()
                 if self._ended.get(run.folder) == mark:
                     ended[run.folder] = mark

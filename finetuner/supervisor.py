@@ -12,6 +12,7 @@ import logging
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from finetuner.errors import (
     ConfigError,
     ConflictError,
     FinetunerError,
+    FinetunerServerError,
     InsufficientSpaceError,
     NotFoundError,
     RunNotFoundError,
@@ -84,6 +86,7 @@ class Supervisor:
         self._workers: dict[Path, WorkerProcess] = {}
         self._not_before: dict[Path, float] = {}
         self._short_of: dict[Path, str] = {}
+        self._n_unasked: Counter[Path] = Counter()
         self._lock = threading.Lock()
         self._changed = threading.Event()
         self._closing = False
@@ -222,7 +225,8 @@ class Supervisor:
             return False
         try:
             config = run.config()
-        except ConfigError as exc:  # of another version; the runs behind it do not wait for it
+        except (ConfigError, FinetunerServerError) as exc:
+            # Of another version, or damaged; the runs behind it do not wait for it.
             run.step(state, Status.FAILED, str(exc), actor=Actor.SERVICE)
             return False
         return self._has_room(run, config)
@@ -305,7 +309,8 @@ class Supervisor:
             return
         if state.status.is_waiting:
             if state.number != begun_from:
-                return  # the worker has left it so itself
+                self._count_unasked(run, state, found)  # the worker has left it so itself
+                return
             self._not_before[run.folder] = time.monotonic() + _UNCLAIMED_PAUSE_S
         is_void = state.status.is_waiting or life_of(state.holder) is Life.DEAD or is_expired
         if not is_void:
@@ -318,6 +323,15 @@ class Supervisor:
             with suppress(ConflictError):  # another service has settled it
                 _step(run, state, status, details, n_interruptions=n)
             self._scanned_at = float("-inf")  # it may go on at once
+
+    def _count_unasked(self, run: Run, state: State, found: Interruption) -> None:
+        """Give a run up one of whose processes ends each time: torchrun then asks the others to end."""
+        if not found.is_own_fault:
+            return
+        self._n_unasked[run.folder] += 1
+        if (n := self._n_unasked[run.folder]) >= self._max_interruptions:
+            details = f"One of its processes ended {n} times; see worker.txt"
+            _step(run, state, Status.FAILED, details)
 
 
 def _step(run: Run, state: State, status: Status, details: str, **changes: int) -> None:

@@ -31,8 +31,16 @@ def run(tmp_path):
         (Exit.STOPPED, 0, (INTERRUPTED, "Stopped with the service; it goes on with it", 1)),
         (Exit.TAKEN, 0, (INTERRUPTED, "The worker took the run for another's; it starts again", 2)),
         (Exit.VOLUME, 0, (INTERRUPTED, "The volume could not be written; it starts again", 2)),
-        (1, 0, (FAILED, "The worker ended with exit code 1; see worker.txt", 1)),
-        (2, 0, (FAILED, "The worker ended with exit code 2; see worker.txt", 1)),
+        (
+            1,
+            0,
+            (INTERRUPTED, "The worker ended with exit code 1; see worker.txt; it starts again", 2),
+        ),
+        (
+            2,
+            0,
+            (INTERRUPTED, "The worker ended with exit code 2; see worker.txt; it starts again", 2),
+        ),
         (-signal.SIGSEGV, 0, (INTERRUPTED, "The worker was ended by SIGSEGV; it starts again", 2)),
         (
             -signal.SIGKILL,

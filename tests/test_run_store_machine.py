@@ -195,14 +195,16 @@ class Volume(RuleBasedStateMachine):
             return
         self.do(lambda: self.store.delete(run), None, cut_before, found, name=name)
 
-    @rule(name=NAMES)
-    def move_a_run(self, name):
-        """Copy its folder to another volume, which goes on with it."""
-        if name in self.runs:
-            folder = self.store.get(name).folder
-            aside = shutil.copytree(folder, self.base / "aside")
-            self.store.delete(Run(folder))
-            aside.rename(folder)
+    @rule()
+    def move(self):
+        """Copy the runs' folders to another volume, which goes on with them."""
+        self.n_volumes += 1
+        other = self.base / str(self.n_volumes)
+        other.mkdir()
+        for run in self.store.list():
+            shutil.copytree(run.folder, other / "runs" / "default" / run.name)
+        shutil.rmtree(self.volume)
+        self.volume = other
 
     @rule(name=NAMES)
     def find_artifact(self, name):

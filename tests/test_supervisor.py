@@ -16,6 +16,7 @@ from finetuner.errors import ImpossibleStepError, RunInProgressError, RunNotFoun
 from finetuner.exits import Exit
 from finetuner.gpus import choose_gpus
 from finetuner.holder import own_name
+from finetuner.interruption import of_exit
 from finetuner.run_api import RunAPI
 from finetuner.run_queue import Queue
 from finetuner.run_store import RunStore
@@ -298,6 +299,18 @@ def test_fifth_interruption_is_the_last(store, supervisor, spawned):
     assert spawned == []
 
 
+def test_a_run_one_of_whose_processes_dies_each_time_is_given_up(store, supervisor):
+    """Torchrun ends the first process with SIGTERM then, which leaves the run as if it had been stopped."""
+    run = create(store, "one")
+    for _ in range(5):
+        claim = run.claim()
+        run.step(claim, Status.INTERRUPTED, STOPPED, actor=Actor.WORKER)
+        assert run.state().status is Status.INTERRUPTED
+        supervisor._settle(run, of_exit(1), begun_from=claim.number - 1)
+    assert run.state().details == "One of its processes ended 5 times; see worker.txt"
+    assert run.state().status is Status.FAILED
+
+
 def test_two_services_on_one_volume_start_no_run_twice(tmp_path, store, spawned, worker_module):
     runs = [create(store, f"quick-{i}") for i in range(8)]
     services = [Supervisor(tmp_path, max_parallel_runs=4, worker=worker_module) for _ in range(2)]
@@ -338,7 +351,7 @@ def test_a_run_without_room_waits_and_says_so(tmp_path, store, spawned, worker_m
     wait_until(lambda: service.waits_for(run))
     details = RunAPI(tmp_path, service).status({"run_name": "quick"})["details"]
     assert "awaits execution; run `quick` (the size of `tiny` is not known" in details
-    assert "workspace's quota of 1 B" in details
+    assert "workspace's quota of 1 byte" in details
     assert spawned == []
     monkeypatch.setattr(service._space, "_quota_bytes", None)
     wait_until(lambda: run.state().status is Status.FINISHED)
