@@ -19,6 +19,8 @@ from rich.console import Console
 
 from finetuner import worker
 from finetuner.artifact import Manifest, pack
+from finetuner.errors import NotFoundError
+from finetuner.exits import Exit
 from finetuner.files import write_json
 from finetuner.lock import hold
 from finetuner.runs import CHECKPOINTS, STEPS_FILE, Run, count_lines, keep_lines
@@ -178,7 +180,10 @@ def _publish(run: Run, state: str) -> None:
 
 def main(run_dir: str) -> int:
     """Work on one run and return the exit code."""
-    kind, _ = kind_of(str(Run(Path(run_dir)).spec()["description"]))
+    try:
+        kind, _ = kind_of(str(Run(Path(run_dir)).spec()["description"]))
+    except (NotFoundError, OSError):  # the volume is away
+        return Exit.VOLUME
     return worker.main(run_dir, None if kind is Kind.REAL else work)
 
 
