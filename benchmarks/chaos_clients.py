@@ -78,6 +78,7 @@ class Weather:
 
     faults: list[str] = field(default_factory=list)
     is_volume_away: bool = False
+    n_power_cuts: int = 0
 
     def __str__(self) -> str:
         return ", ".join(self.faults) or "no fault is at work"
@@ -257,7 +258,7 @@ class Clients:
         if (name := self._chosen(generator, 0.3)) is None:
             return
         path = f"{self._url}/runs/{name}/logs"
-        text = ""
+        text, n_power_cuts = "", self._weather.n_power_cuts
         try:
             with requests.get(
                 path, params={"follow": "true"}, stream=True, timeout=_TIMEOUT_S
@@ -270,7 +271,8 @@ class Clients:
                         if self._stopped.is_set():
                             break
         finally:
-            if len(text) > len(self.ledger.followed.get(name, "")):
+            # Of a log, the last lines before a power cut may be lost.
+            if n_power_cuts == self._weather.n_power_cuts:
                 self.ledger.followed[name] = text
 
     def _watch(self, _generator: random.Random) -> None:

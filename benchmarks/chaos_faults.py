@@ -51,6 +51,7 @@ class Storm:
         self._started_at = time.monotonic()
         self._restarting_s = 0.0
         self._struck_at: dict[str, float] = {}
+        self.on_power_cut: Callable[[], None] = lambda: None
         self._undos: list[tuple[float, int, str, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._faults = [
@@ -245,6 +246,8 @@ def _take_away(storm: Storm) -> str:
 def _cut_power(storm: Storm) -> str:
     storm.heal()
     storm.weather.is_volume_away = True
+    storm.weather.n_power_cuts += 1
+    storm.on_power_cut()
     storm.volume.cut_power()
     storm.service.kill()
     storm.second.kill()
