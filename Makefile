@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-unit check serve benchmark soak fuzz
+.PHONY: install demo test test-unit check serve benchmark soak fuzz chaos load
 install: $(STAMP)
 $(STAMP): pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,12 @@ soak: install
 # Five minutes of random input to everything that reads; SECONDS=60 for a minute.
 fuzz: install
 	FUZZ_SECONDS=$(or $(SECONDS),300) $(VENV)/bin/python -m pytest tests/test_fuzz.py
+# A storm of 200 faults, a quarter of an hour; SEED=1 for another one. The volume's faults need root.
+chaos: install
+	$(VENV)/bin/python benchmarks/chaos.py --seed $(or $(SEED),0)
+# A thousand runs at once, and a listing of ten thousand.
+load: install
+	$(VENV)/bin/python benchmarks/load_runs.py
 # DATA=DIR [PREFIX=name_] adds a training on DIR's CSVs beside sentence-transformers; see benchmarks/README.md.
 benchmark: install
 	$(VENV)/bin/python benchmarks/evaluate.py

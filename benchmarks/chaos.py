@@ -90,6 +90,7 @@ def stage(settings: Settings) -> Iterator[tuple[Storm, Clients]]:
             is_short=settings.is_short,
             weather=storm.weather,
         )
+        storm.on_power_cut = clients.ledger.followed.clear
         try:
             storm.restart()
             yield storm, clients

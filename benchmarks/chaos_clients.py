@@ -26,7 +26,7 @@ _TERMINAL = {status for status in Status if status.is_terminal}
 _N_UNFINISHED = 6
 _TIMEOUT_S = 30.0
 # What the service may say; 500 is no answer, and counted as a broken promise.
-_HONEST = {200, 201, 404, 409, 429, 503, 504}
+_HONEST = {200, 201, 404, 409, 503, 504}
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class Weather:
 
     faults: list[str] = field(default_factory=list)
     is_volume_away: bool = False
+    n_power_cuts: int = 0
 
     def __str__(self) -> str:
         return ", ".join(self.faults) or "no fault is at work"
@@ -186,15 +187,11 @@ class Clients:
             return
         planned = plan(self._n_planned, generator, is_short=self._is_short)
         self._n_planned += 1
-        while not self._stopped.is_set():
-            with suppress(requests.RequestException):
-                answer = self._ask("POST", "/fit", what="submit", json=planned.body())
-                # The name is ours alone: when it is taken, an answer was lost on its way.
-                if answer.status_code in (201, 409):
-                    with self.ledger.lock:
-                        self.ledger.accepted[planned.name] = planned
-                    return
-            self._stopped.wait(0.5)
+        answer = self._insist("POST", "/fit", what="submit", json=planned.body())
+        # The name is ours alone: when it is taken, an answer was lost on its way.
+        if answer is not None and answer.status_code in (201, 409):
+            with self.ledger.lock:
+                self.ledger.accepted[planned.name] = planned
 
     def _list(self, _generator: random.Random) -> None:
         ledger = self.ledger
@@ -233,8 +230,8 @@ class Clients:
         if (name := self._chosen(generator, 0.02)) is None:
             return
         self.ledger.asked_to_cancel.add(name)
-        answer = self._ask("POST", f"/runs/{name}/cancel", what="cancel")
-        if answer.status_code == 200 and answer.json()["status"] == Status.CANCELLED:
+        answer = self._insist("POST", f"/runs/{name}/cancel", what="cancel")
+        if answer is not None and answer.status_code == 200:
             self.ledger.cancelled.add(name)
 
     def _delete(self, generator: random.Random) -> None:
@@ -242,14 +239,26 @@ class Clients:
             return
         with self.ledger.lock:
             self.ledger.asked_to_delete.add(name)
-        if self._ask("DELETE", f"/runs/{name}", what="delete").status_code == 200:
+        answer = self._insist("DELETE", f"/runs/{name}", what="delete")
+        # Of two answers the first may have been lost on its way.
+        if answer is not None and answer.status_code in (200, 404):
             self.ledger.deleted.add(name)
+
+    def _insist(self, method: str, path: str, **kwargs: Any) -> requests.Response | None:
+        """Ask until the answer is one that lasts."""
+        while not self._stopped.is_set():
+            with suppress(requests.RequestException):
+                answer = self._ask(method, path, **kwargs)
+                if answer.status_code < 500:
+                    return answer
+            self._stopped.wait(0.5)
+        return None
 
     def _follow(self, generator: random.Random) -> None:
         if (name := self._chosen(generator, 0.3)) is None:
             return
         path = f"{self._url}/runs/{name}/logs"
-        text = ""
+        text, n_power_cuts = "", self._weather.n_power_cuts
         try:
             with requests.get(
                 path, params={"follow": "true"}, stream=True, timeout=_TIMEOUT_S
@@ -262,7 +271,8 @@ class Clients:
                         if self._stopped.is_set():
                             break
         finally:
-            if len(text) > len(self.ledger.followed.get(name, "")):
+            # Of a log, the last lines before a power cut may be lost.
+            if n_power_cuts == self._weather.n_power_cuts:
                 self.ledger.followed[name] = text
 
     def _watch(self, _generator: random.Random) -> None:

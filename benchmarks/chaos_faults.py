@@ -22,6 +22,8 @@ from workers.chaos_worker import checkpoints
 from finetuner.holder import EXPIRY_S
 
 _EXIT_TIMEOUT_S = 60.0
+# A worker that is struck again and again before it has started gets nowhere, and no other does.
+_RESPITE_S = 15.0
 # Of the time; the rest is for faults that need a service.
 _RESTART_SHARE = 0.35
 
@@ -48,6 +50,8 @@ class Storm:
         self.broken: list[str] = []
         self._started_at = time.monotonic()
         self._restarting_s = 0.0
+        self._struck_at: dict[str, float] = {}
+        self.on_power_cut: Callable[[], None] = lambda: None
         self._undos: list[tuple[float, int, str, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._faults = [
@@ -138,9 +142,18 @@ class Storm:
         return ""
 
     def some_worker(self) -> tuple[str, psutil.Process] | None:
-        """Return one of the workers, with its run's name."""
-        workers = sorted(workers_of(self.volume.path).items())
-        return self.generator.choice(workers) if workers else None
+        """Return one of the workers, with its run's name, that has had some time in peace."""
+        now = time.monotonic()
+        workers = [
+            (name, process)
+            for name, process in sorted(workers_of(self.volume.path).items())
+            if now - self._struck_at.get(name, 0.0) > _RESPITE_S
+        ]
+        if not workers:
+            return None
+        name, process = self.generator.choice(workers)
+        self._struck_at[name] = now
+        return name, process
 
 
 def _kill_worker(storm: Storm) -> str | None:
@@ -233,6 +246,8 @@ def _take_away(storm: Storm) -> str:
 def _cut_power(storm: Storm) -> str:
     storm.heal()
     storm.weather.is_volume_away = True
+    storm.weather.n_power_cuts += 1
+    storm.on_power_cut()
     storm.volume.cut_power()
     storm.service.kill()
     storm.second.kill()

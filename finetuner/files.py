@@ -58,6 +58,12 @@ def replacing(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
     sync_folder(path.parent)
 
 
+def sync_file(path: Path) -> None:
+    """Make what was added to a file durable; a power cut may leave zeros in the place of what was not."""
+    with path.open("ab") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)

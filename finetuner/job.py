@@ -25,6 +25,7 @@ from finetuner.callback import (
 from finetuner.checkpoint import CheckpointStore
 from finetuner.data import TrainingData
 from finetuner.device import resolve_device
+from finetuner.files import sync_file
 from finetuner.loggers import LoggedRun, open_loggers
 from finetuner.models import LoadedModel, load_model, read_options
 from finetuner.monitoring import BestWeights, StopWatch
@@ -285,9 +286,11 @@ class Job:
         return "; ".join(["Run finished", *(f"{name} {Outcome.REGRESSED.value}" for name in worse)])
 
     def _state(self) -> dict[str, Any]:
+        steps = self._run.folder / STEPS_FILE
+        sync_file(steps)  # the checkpoint is durable, and counts on these lines
         return {
             "evaluations": self._evaluations.state(),
-            "n_steps": count_lines(self._run.folder / STEPS_FILE),
+            "n_steps": count_lines(steps),
             "stop_watches": [(watch.best, watch.n_worse) for watch in self._stop_watches],
             "best_weights": [best.state() for best in self._best_weights],
         }

@@ -394,3 +394,26 @@ def test_a_failure_is_told_in_state_and_log(submitted, work):
     assert run.state().details.startswith("FileNotFoundError: ")
     assert "The run failed: FileNotFoundError" in run.read_log()[0]
     assert "Traceback" in run.read_log()[0]
+
+
+def test_the_lines_that_a_checkpoint_counts_on_are_durable_before_it(submitted, work, monkeypatch):
+    run = submitted(epochs=2, callbacks=[])
+    synced, unsynced = [], []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(descriptor):
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def noted_replace(source, target):
+        if str(target).endswith(".pt"):
+            if "steps.jsonl" not in synced:
+                unsynced.append(target)
+            synced.clear()
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "fsync", noted_fsync)
+    monkeypatch.setattr(files.os, "replace", noted_replace)
+    assert work(run) == Exit.FINISHED
+    assert synced != []
+    assert unsynced == []

@@ -19,7 +19,9 @@ from rich.console import Console
 
 from finetuner import worker
 from finetuner.artifact import Manifest, pack
-from finetuner.files import write_json
+from finetuner.errors import NotFoundError
+from finetuner.exits import Exit
+from finetuner.files import sync_file, write_json
 from finetuner.lock import hold
 from finetuner.runs import CHECKPOINTS, STEPS_FILE, Run, count_lines, keep_lines
 from finetuner.stopping import StopSignal
@@ -72,12 +74,18 @@ def read_lines(path: Path) -> list[dict[str, int]]:
     return found
 
 
-def _append(path: Path, *, is_durable: bool = False, **values: int) -> None:
-    # The newline first: what was torn before stays a line of its own.
-    with path.open("ab", buffering=0) as file:
+def _note(run: Run, **values: int) -> None:
+    """Note an event, for good."""
+    with (run.folder / EVENTS_FILE).open("ab") as file:
+        # The newline first: what was torn before stays a line of its own.
         file.write(b"\n" + orjson.dumps(values))
-        if is_durable:
-            os.fsync(file.fileno())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _add_step(run: Run, step: int, n_starts: int) -> None:
+    with (run.folder / STEPS_FILE).open("ab") as file:
+        file.write(orjson.dumps({"step": step, "n_starts": n_starts}) + b"\n")
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -89,12 +97,11 @@ def _save(run: Run, step: int, state: str) -> None:
     folder = run.folder / CHECKPOINTS
     folder.mkdir(exist_ok=True)
     steps = run.folder / STEPS_FILE
-    with steps.open("ab") as file:
-        os.fsync(file.fileno())
+    sync_file(steps)
     content = {"step": step, "state": state, "n_lines": count_lines(steps)}
     digest = hashlib.sha256(repr(content).encode()).hexdigest()
     write_json(folder / f"step-{step:09}.pt", {**content, "digest": digest})
-    _append(run.folder / EVENTS_FILE, is_durable=True, saved=step)
+    _note(run, saved=step)
     for old in checkpoints(run.folder)[:-_N_KEPT]:
         old.unlink()
 
@@ -136,16 +143,17 @@ def work(run: Run, console: Console, stop: StopSignal, say: worker.Say) -> str:
         n_starts = run.state().n_starts
         with stop.deferred():
             begun_at, state = _newest(run)
-            _append(run.folder / EVENTS_FILE, is_durable=True, begun_at=begun_at)
+            _note(run, begun_at=begun_at)
             console.print(f"start {n_starts} from step {begun_at}")
             for step in _steps(range(begun_at + 1, run.config().epochs + 1), stop):
                 _disturb(run, step, n_starts)
                 state = _next(state, step)
-                _append(run.folder / STEPS_FILE, step=step, n_starts=n_starts)
+                _add_step(run, step, n_starts)
                 say(f"step {step}")
                 if step % _SAVE_EVERY == 0 or stop.is_set():
                     _save(run, step, state)
                     console.print(f"saved step {step}")
+        sync_file(run.folder / STEPS_FILE)
         _publish(run, state)
     return "Run finished"
 
@@ -178,7 +186,10 @@ def _publish(run: Run, state: str) -> None:
 
 def main(run_dir: str) -> int:
     """Work on one run and return the exit code."""
-    kind, _ = kind_of(str(Run(Path(run_dir)).spec()["description"]))
+    try:
+        kind, _ = kind_of(str(Run(Path(run_dir)).spec()["description"]))
+    except (NotFoundError, OSError):  # the volume is away
+        return Exit.VOLUME
     return worker.main(run_dir, None if kind is Kind.REAL else work)
 
 
