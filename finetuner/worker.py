@@ -133,8 +133,7 @@ def _sentence(error: BaseException) -> str:
 
 def _volume_error(error: BaseException, run: Run) -> BaseException | None:
     """Return what the volume said, when an error comes of that; None for any other error."""
-    # A volume that is away leaves an empty folder where the run was.
-    if isinstance(error, FileNotFoundError | RunNotFoundError) and not run.exists():
+    if isinstance(error, RunNotFoundError) or _has_vanished(error, run):
         return error
     found: BaseException | None = error
     while found is not None:
@@ -144,6 +143,16 @@ def _volume_error(error: BaseException, run: Run) -> BaseException | None:
         # Torch raises an error of its own while it closes the file that could not be written.
         found = found.__cause__ or found.__context__
     return None
+
+
+def _has_vanished(error: BaseException, run: Run) -> bool:
+    """Whether the run's folder was away; its data stay away when somebody has removed them alone."""
+    if not isinstance(error, FileNotFoundError):
+        return False
+    missing = Path(os.fsdecode(error.filename or ""))
+    if missing.is_relative_to(run.folder / "data"):
+        return missing.exists() or not run.exists()
+    return missing.is_relative_to(run.folder)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

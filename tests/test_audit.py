@@ -106,7 +106,7 @@ def test_targets(parameters, target):
 
 # Over HTTP.
 
-RECORD = {"name": "made-up", "experiment_name": "default", "items": []}
+RECORD = {"name": "made-up", "experiment_name": "default", "items": [], "is_new": True}
 
 
 async def call(endpoint, _docs, parameters):
@@ -127,6 +127,7 @@ def client(tmp_path):
     ("method", "path", "body", "expected"),
     [
         ("POST", "/fit", {"model": "m"}, ("submitted a run", "default/made-up", 201)),
+        ("POST", "/runs/r/cancel", None, ("cancelled a run", "default/r", 200)),
         ("DELETE", "/runs/r", None, ("deleted runs", "default/r", 200)),
         ("DELETE", "/runs/r?experiment_name=e", None, ("deleted runs", "e/r", 200)),
         ("DELETE", "/runs/..%2e", None, ("deleted runs", "default/...", 200)),

@@ -27,6 +27,9 @@ class Executors:
         return json_document(answer)
 
 
+RECORD = {"name": "r", "experiment_name": "default"}
+
+
 @pytest.fixture
 def executors():
     return Executors()
@@ -39,9 +42,9 @@ def client(executors, tmp_path):
 
 @pytest.mark.parametrize(("is_new", "status"), [(True, 201), (False, 200)])
 def test_fit_says_by_its_status_whether_it_has_made_the_run(client, executors, is_new, status):
-    executors.answers = {"/fit": [{"name": "r", "is_new": is_new}]}
+    executors.answers = {"/fit": [{**RECORD, "is_new": is_new}]}
     answer = client.post("/fit", json={"model": "m"})
-    assert (answer.status_code, answer.json()) == (status, {"name": "r"})
+    assert (answer.status_code, answer.json()) == (status, RECORD)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +52,7 @@ def test_fit_says_by_its_status_whether_it_has_made_the_run(client, executors, i
     [({}, "k", "k"), ({"idempotency_key": "k"}, "k", "k"), ({"idempotency_key": "k"}, None, "k")],
 )
 def test_a_key_comes_as_header_or_as_field(client, executors, field, header, sent):
-    executors.answers = {"/fit": [{"name": "r", "is_new": True}]}
+    executors.answers = {"/fit": [{**RECORD, "is_new": True}]}
     headers = {} if header is None else {"Idempotency-Key": header}
     client.post("/fit", json={"model": "m", **field}, headers=headers)
     assert executors.documents == [{"model": "m", "idempotency_key": sent}]

@@ -8,7 +8,7 @@ import pytest
 
 import finetuner
 from finetuner.artifact import Manifest, pack
-from finetuner.errors import ConfigError, ModelNotFoundError
+from finetuner.errors import ConfigError, CorruptedArtifact, ModelNotFoundError
 from finetuner.models import load_model, read_options
 
 _CANARY = """
@@ -94,8 +94,10 @@ def test_an_artifact_runs_nothing(folder, canary, tmp_path):
         created_at="",
     )
     pack(folder, tmp_path / "r.zip", manifest=manifest)
-    model = finetuner.get_model(str(tmp_path / "r.zip"), device="cpu")
-    assert finetuner.encode(model, ["a"]).shape == (1, 32)
+    with pytest.raises(
+        CorruptedArtifact, match="`r` holds `custom.py`: pickles and code are refused"
+    ):
+        finetuner.get_model(str(tmp_path / "r.zip"), device="cpu")
     assert_nothing_ran(folder, canary)
 
 
