@@ -126,11 +126,12 @@ class RunStore:
         if experiment_name is not None:
             self.get_experiment(experiment_name)
         runs = []
-        for path in self._root.glob(f"{experiment_name or '*'}/*/spec.json"):
-            run = Run(path.parent)
-            if not run.experiment_name.startswith("."):
-                with contextlib.suppress(RunNotFoundError):  # deleted since the folder was listed
-                    runs.append((run.spec()["created_at"], run.name, run))
+        for name in [experiment_name] if experiment_name is not None else self._experiment_names():
+            with contextlib.suppress(FileNotFoundError):  # the experiment was deleted meanwhile
+                for path in (self._root / name).glob("*/spec.json"):
+                    run = Run(path.parent)
+                    with contextlib.suppress(RunNotFoundError):  # since the folder was listed
+                        runs.append((run.spec()["created_at"], run.name, run))
         return [run for _, _, run in sorted(runs, key=itemgetter(0, 1))]
 
     def delete(self, run: Run) -> None:
@@ -189,10 +190,13 @@ class RunStore:
 
     def list_experiments(self) -> Sequence[dict[str, Any]]:
         """Return all experiments by name."""
+        return [self.get_experiment(name) for name in self._experiment_names()]
+
+    def _experiment_names(self) -> Sequence[str]:
+        """Return the names by order; folders of runs that are being made or deleted are none."""
         if not self._root.is_dir():
             return []
-        names = sorted(f.name for f in self._root.iterdir() if f.is_dir() and f.name[0] != ".")
-        return [self.get_experiment(name) for name in names]
+        return sorted(f.name for f in self._root.iterdir() if f.name[0] != "." and f.is_dir())
 
     def delete_experiment(self, name: str) -> None:
         """Remove an experiment; its runs must have been deleted.

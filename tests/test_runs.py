@@ -1,7 +1,9 @@
 import dataclasses
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -235,3 +237,18 @@ def test_experiments(store, run):
     assert [e["name"] for e in store.list_experiments()] == ["default"]
     with pytest.raises(ExperimentNotFoundError, match="no experiment `second`"):
         store.delete_experiment("second")
+
+
+def test_listing_does_not_look_into_what_is_being_made_or_deleted(tmp_path, monkeypatch):
+    store = RunStore(tmp_path)
+    store.create(RunConfig(model="tiny", run_name="one"), {})
+    (tmp_path / "runs" / ".new-gone").mkdir()
+    scandir = os.scandir
+
+    def scan(path="."):
+        if Path(path).name.startswith("."):  # its maker was quicker
+            raise FileNotFoundError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    assert [run.name for run in store.list()] == ["one"]
