@@ -200,10 +200,13 @@ class RunStore:
 
     def list_experiments(self) -> Sequence[dict[str, Any]]:
         """Return all experiments by name."""
+        return [self.get_experiment(name) for name in self._experiment_names()]
+
+    def _experiment_names(self) -> Sequence[str]:
+        """Return the names by order; folders of runs that are being made or deleted are none."""
         if not self._root.is_dir():
             return []
-        names = sorted(f.name for f in self._root.iterdir() if f.is_dir() and f.name[0] != ".")
-        return [self.get_experiment(name) for name in names]
+        return sorted(f.name for f in self._root.iterdir() if f.name[0] != "." and f.is_dir())
 
     def delete_experiment(self, name: str) -> None:
         """Remove an experiment; its runs must have been deleted.

@@ -292,3 +292,18 @@ def test_a_step_whose_answer_was_lost_on_the_network_was_made(run, monkeypatch):
     monkeypatch.setattr(os, "link", ask_twice)
     assert run.claim() == run.state()
     assert [state.status for state in run.history()] == [Status.CREATED, Status.STARTED]
+
+
+def test_listing_does_not_look_into_what_is_being_made_or_deleted(tmp_path, monkeypatch):
+    store = RunStore(tmp_path)
+    store.create(RunConfig(model="tiny", run_name="one"), {})
+    (tmp_path / "runs" / ".new-gone").mkdir()
+    scandir = os.scandir
+
+    def scan(path="."):
+        if Path(path).name.startswith("."):  # its maker was quicker
+            raise FileNotFoundError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    assert [run.name for run in store.list()] == ["one"]
