@@ -36,7 +36,12 @@ class Server:
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, *command],
-                env={**os.environ, "HF_HUB_OFFLINE": "1", "FINETUNER_WORKSPACE": str(workspace)},
+                env={
+                    **os.environ,
+                    "HF_HUB_OFFLINE": "1",
+                    "FINETUNER_WORKSPACE": str(workspace),
+                    "PYTHONUNBUFFERED": "1",
+                },
                 start_new_session=True,
                 stdout=output,
                 stderr=output,

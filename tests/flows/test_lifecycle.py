@@ -207,6 +207,9 @@ def test_jina_flow_command_starts_it_too(workspace, start_server):
     server = start_server(workspace, command=command, ports=(51000, 51001))
 
     assert server.get("/runs").json()["total"] == 0
+    # The command's own word: the gateway answers before the Flow has finished starting, and a Ctrl-C in
+    # between may leave `jina flow` waiting for ever.
+    wait_until(lambda: "ready to serve" in server.log.read_text())
     # Jina's own command leaves its parts behind on SIGTERM; Ctrl-C, which it handles, goes to all.
     os.killpg(server.process.pid, signal.SIGINT)
     server.process.wait(30)
