@@ -166,7 +166,7 @@ class RunAPI:
         return self._find(parameters).record()
 
     def status(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Give a run's state; of one that waits, what for."""
+        """Give a run's state. Of one that waits, what for."""
         run = self._find(parameters)
         answer = run.state().answer()
         if reason := self._supervisor.waits_for(run):

@@ -142,13 +142,13 @@ async def write_log(come_to, run):
     come_to(run, Status.FINISHED, "")
 
 
-async def follow_many(port, run):
+async def follow_many(come_to, port, run):
     started = asyncio.Semaphore(0)
     path = f"/runs/{run.name}/logs?follow=true"
     followers = [asyncio.create_task(follow_log(port, path, started)) for _ in range(N_FOLLOWERS)]
     for _ in followers:
         await started.acquire()
-    writer = asyncio.create_task(write_log(run))
+    writer = asyncio.create_task(write_log(come_to, run))
     found = await asyncio.wait_for(asyncio.gather(*followers), 200)
     await writer
     return found
@@ -164,7 +164,7 @@ def test_a_thousand_followers_get_every_line(come_to, workspace, start_server, c
         if server.http_port in {c.laddr.port for c in child.net_connections()}
     }
     before, started_at = gateway.cpu_times(), time.monotonic()
-    found = asyncio.run(follow_many(server.http_port, run))
+    found = asyncio.run(follow_many(come_to, server.http_port, run))
     took_s, after = time.monotonic() - started_at, gateway.cpu_times()
 
     log = (run.folder / "log.txt").read_bytes()
