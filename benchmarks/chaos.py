@@ -36,6 +36,8 @@ from finetuner.run_store import RunStore
 # What is left of the time is for the runs to end.
 _STORM_SHARE = 0.75
 _SHORT_S = 300
+# A run that the volume kept from being written waits for a minute at most before it goes on.
+_PATIENCE_S = 150
 console = Console(stderr=True, highlight=False, width=200)
 
 
@@ -127,9 +129,10 @@ def rage(storm: Storm, clients: Clients, settings: Settings) -> None:
 
 
 def settle(storm: Storm, clients: Clients, settings: Settings, until: float) -> None:
-    """Let all runs end: there is at least as much time as was meant for it."""
+    """Let all runs end: there is as much time as was meant for it, and as a run may pause for."""
     storm.heal()
-    until = max(until, time.monotonic() + settings.seconds * (1 - _STORM_SHARE))
+    left_s = max(_PATIENCE_S, settings.seconds * (1 - _STORM_SHARE))
+    until = max(until, time.monotonic() + left_s)
     while time.monotonic() < until:
         storm.rest(1)
         if len(clients.ledger.accepted) >= settings.runs:

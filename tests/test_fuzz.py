@@ -249,7 +249,7 @@ def test_streams_of_documents(tmp_path):
         with foreseen():
             store.put("x", io.BytesIO(content))
             store.texts("x")
-        assert [p.name for p in (tmp_path / "data").iterdir() if p.name != "x"] == []
+        assert {p.name for p in (tmp_path / "data").iterdir()} <= {"x", ".lock"}
 
     def within(number, edits):
         bodies = [changed(b, edits) if i == number else b for i, b in enumerate(plain)]

@@ -552,7 +552,7 @@ def test_no_token_is_in_any_file_or_output(tmp_path, start_server, tiny_model_fo
     assert server.post("/encode", json=body, headers=headers).status_code == 200
     server.stop()
     written = [path for path in workspace.rglob("*") if path.is_file()]
-    assert {"state.json", "log.txt", AUDIT_FILE, "tokens.json"} <= {path.name for path in written}
+    assert {"000000.json", "log.txt", AUDIT_FILE, "tokens.json"} <= {path.name for path in written}
     for path in (*written, server.log):
         assert secret[3:].encode() not in path.read_bytes(), path
 
