@@ -26,7 +26,7 @@ _TERMINAL = {status for status in Status if status.is_terminal}
 _N_UNFINISHED = 6
 _TIMEOUT_S = 30.0
 # What the service may say; 500 is no answer, and counted as a broken promise.
-_HONEST = {200, 201, 404, 409, 503, 504}
+_HONEST = {200, 201, 404, 409, 503, 504, 507}
 
 
 @dataclass(frozen=True)
