@@ -188,8 +188,8 @@ class Clients:
         planned = plan(self._n_planned, generator, is_short=self._is_short)
         self._n_planned += 1
         answer = self._insist("POST", "/fit", what="submit", json=planned.body())
-        # The name is ours alone: when it is taken, an answer was lost on its way.
-        if answer is not None and answer.status_code in (201, 409):
+        # The name is ours alone: when it is there already, an answer was lost on its way.
+        if answer is not None and answer.status_code in (200, 201, 409):
             with self.ledger.lock:
                 self.ledger.accepted[planned.name] = planned
 
