@@ -94,7 +94,8 @@ def talk(port, *parts, pause_s=0.0, limit_s=10.0):
                 await writer.drain()
                 await asyncio.sleep(pause_s)
             said = await asyncio.wait_for(answer, limit_s)
-        except (ConnectionError, RuntimeError):  # uvloop raises the second when it is closed already
+        # uvloop raises the second when it is closed already.
+        except (ConnectionError, RuntimeError):
             said = b""
         finally:
             writer.close()
