@@ -33,7 +33,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append(self.path)
         status, headers, body, is_broken = self.server.answers.pop(0)
         self.send_response(status)
-        for name, value in {**headers, "Transfer-Encoding": "chunked"}.items():
+        # Said, or the client may ask again by a connection that is just being closed.
+        own = {"Transfer-Encoding": "chunked", "Connection": "close"}
+        for name, value in {**headers, **own}.items():
             self.send_header(name, value)
         self.end_headers()
         if body:
