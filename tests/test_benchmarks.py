@@ -38,8 +38,7 @@ def test_half_a_minute_of_mixed_load_loses_nothing():
     about = rows[0]
     assert about["exit_code"] == 0
     assert set(about["statuses"]) <= {"200", "404", "422"}
-    # A shared machine without AVX-512 answered 86 in this time, others a thousand: it says nothing of speed.
-    assert about["statuses"]["200"] > 30
+    assert about["statuses"]["200"] > 100
     for row in rows:
         # Connections of the eight clients come and go.
         assert row["n_files_last"] <= row["n_files_first"] + 16
