@@ -34,7 +34,7 @@ from tiny_model import make_tiny_model
 from finetuner.run_store import RunStore
 
 # What is left of the time is for the runs to end.
-_STORM_SHARE = 0.75
+_STORM_SHARE = 0.85
 _SHORT_S = 300
 # A run that the volume kept from being written waits for a minute at most before it goes on.
 _PATIENCE_S = 150

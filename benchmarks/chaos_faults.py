@@ -25,7 +25,7 @@ _EXIT_TIMEOUT_S = 60.0
 # A worker that is struck again and again before it has started gets nowhere, and no other does.
 _RESPITE_S = 15.0
 # Of the time; the rest is for faults that need a service.
-_RESTART_SHARE = 0.35
+_RESTART_SHARE = 0.25
 
 
 class Storm:
