@@ -31,7 +31,7 @@ from finetuner.config import RunConfig
 from finetuner.data import from_rows
 from finetuner.run_api import RunAPI
 from finetuner.run_store import RunStore
-from finetuner.states import State, Status
+from finetuner.states import Actor, State, Status
 from finetuner.supervisor import Supervisor
 
 _DATA = {"train.jsonl": from_rows([["a", 1], ["b", 1]])}
@@ -81,7 +81,8 @@ def measure(side: str, list_runs: Callable[[], Row], volume: Path, n: int) -> Ro
         nonlocal n_submitted
         while not is_over.wait(_PAUSE_S):
             config = RunConfig(model="tiny", run_name=f"{side}-{n_submitted:05}")
-            store.create(config, _DATA).set_state(Status.FAILED, "made for a benchmark")
+            run = store.create(config, _DATA)
+            run.step(run.state(), Status.CANCELLED, "made for a benchmark", actor=Actor.SERVICE)
             n_submitted += 1
 
     thread = threading.Thread(target=go_on)
