@@ -337,7 +337,7 @@ def client(tmp_path, tiny_model_folder):
     async def call(endpoint, documents, parameters):
         if endpoint == "/fit":
             run = submit(read_json_document(documents), tmp_path)
-            return json_document({"name": run.name})
+            return json_document({**run.record(), "is_new": True})
         return json_document({"items": [{}], "text": "", "offset": 0, "ended": True})
 
     async def encode(request):
