@@ -46,6 +46,7 @@ from finetuner.api import (
 )
 from finetuner.client import point_docarray_here
 from finetuner.csv_file import CSVOptions
+from finetuner.data_verbs import delete_data, list_data, pull_data, push_data
 from finetuner.experiment import Experiment
 from finetuner.inference import (
     build_model,
@@ -71,6 +72,7 @@ __all__ = [
     "create_run",
     "create_training_run",
     "delete_alias",
+    "delete_data",
     "delete_experiment",
     "delete_experiments",
     "delete_run",
@@ -85,12 +87,15 @@ __all__ = [
     "get_token",
     "list_aliases",
     "list_callbacks",
+    "list_data",
     "list_experiments",
     "list_model_options",
     "list_models",
     "list_runs",
     "login",
     "notebook_login",
+    "pull_data",
+    "push_data",
     "rollback_alias",
     "set_alias",
 ]

@@ -17,6 +17,7 @@ from finetuner import __version__
 from finetuner.alias_routes import add_alias_routes
 from finetuner.availability import Availability, DrainingApp
 from finetuner.config import DEFAULT_EXPERIMENT
+from finetuner.data_routes import add_data_routes
 from finetuner.encode_routes import Call, Encode, add_encode_routes, encoding_by
 from finetuner.gatekeeper import Gatekeeper
 from finetuner.http_access import add_access, add_cors
@@ -87,7 +88,9 @@ def build_app(
     _add_artifact(app, workspace)
     _add_experiments(app, call)
     add_alias_routes(app, call)
-    add_hub_routes(app, Space(workspace, quota_bytes))
+    space = Space(workspace, quota_bytes)
+    add_data_routes(app, space)
+    add_hub_routes(app, space)
     return app
 
 

@@ -83,6 +83,8 @@ ROUTES = {
     ("DELETE", "/aliases/{name}"): ADMIN.audited_as(Action.DELETED_ALIAS),
     ("GET", "/data"): READ,
     ("GET", "/data/{name:path}"): READ,
+    ("PUT", "/data/{name:path}"): FIT.audited_as(Action.PUSHED_DATA),
+    ("DELETE", "/data/{name:path}"): FIT.audited_as(Action.DELETED_DATA),
     ("POST", "/v2/rpc/user.identity.whoami"): ANY_TOKEN,
     ("GET", "/v2/rpc/artifact.getDownloadUrl"): READ,
     ("POST", "/v2/rpc/artifact.list"): READ,

@@ -68,7 +68,10 @@ ORDER = (
     "run_api",
 )
 # What `import finetuner` loads: at module level only a few light modules of the core.
-CLIENT = ("__init__", "alias_verbs", "api", "client", "experiment", "follow", "inference", "run")
+CLIENT = (
+    *("__init__", "alias_verbs", "api", "client", "data_verbs", "experiment", "follow"),
+    *("inference", "run"),
+)
 LIGHT = (
     *(
         "errors",
@@ -85,7 +88,8 @@ LIGHT = (
 )
 # The edge: the gateway, the service and the command line.
 EDGE = (
-    *("alias_command", "alias_routes", "cli", "encode_routes", "flow_calls", "http_api"),
+    *("alias_command", "alias_routes", "cli", "data_routes", "encode_routes", "flow_calls"),
+    "http_api",
     *("http_messages", "http_metrics", "hub_routes", "openai_routes", "openapi"),
     *("availability", "connections", "direct", "gc_command", "overload", "parts", "serve"),
     *("log_tail", "stream_routes"),
