@@ -44,6 +44,7 @@ from finetuner.api import (
     login,
     notebook_login,
 )
+from finetuner.check_verb import check
 from finetuner.client import point_docarray_here
 from finetuner.csv_file import CSVOptions
 from finetuner.data_verbs import delete_data, list_data, pull_data, push_data
@@ -67,6 +68,7 @@ __all__ = [
     "Run",
     "build_model",
     "callback",
+    "check",
     "cos_sim",
     "create_experiment",
     "create_run",

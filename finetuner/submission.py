@@ -114,9 +114,10 @@ def setting_checks(
         ),
         Check(TRAINING_FIELDS, lambda: check_training(config)),
         Check(("callbacks",), lambda: check_loggers(_loggers_of(config))),
+        Check(("device",), lambda: _check_device(config, allow_cpu_fallback=allow_cpu_fallback)),
         Check(
-            ("device", "precision"),
-            lambda: _check_device(config, allow_cpu_fallback=allow_cpu_fallback),
+            ("precision", "device"),
+            lambda: resolve_precision(config.precision, resolve_device(config.device)[0]),
         ),
     )
 
@@ -126,8 +127,7 @@ def _loggers_of(config: RunConfig) -> list[LoggerCallback]:
 
 
 def _check_device(config: RunConfig, *, allow_cpu_fallback: bool) -> None:
-    device, warning = resolve_device(config.device)
-    resolve_precision(config.precision, device)
+    _, warning = resolve_device(config.device)
     if warning and not allow_cpu_fallback:
         raise ConfigError(
             "device='cuda' was asked for, and this server has no GPU: use device='cpu'"

@@ -72,8 +72,8 @@ ORDER = (
 )
 # What `import finetuner` loads: at module level only a few light modules of the core.
 CLIENT = (
-    *("__init__", "alias_verbs", "api", "client", "data_verbs", "experiment", "follow"),
-    *("inference", "run"),
+    *("__init__", "alias_verbs", "api", "check_verb", "client", "data_verbs", "experiment"),
+    *("follow", "inference", "run"),
 )
 LIGHT = (
     *(
