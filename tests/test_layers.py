@@ -91,8 +91,8 @@ LIGHT = (
 )
 # The edge: the gateway, the service and the command line.
 EDGE = (
-    *("alias_command", "alias_routes", "cli", "data_routes", "encode_routes", "flow_calls"),
-    "http_api",
+    *("alias_command", "alias_routes", "cli", "data_command", "data_routes"),
+    *("encode_routes", "flow_calls", "http_api"),
     *("http_messages", "http_metrics", "hub_routes", "openai_routes", "openapi"),
     *("availability", "connections", "direct", "gc_command", "overload", "parts", "serve"),
     *("log_tail", "stream_routes"),
