@@ -90,8 +90,7 @@ def check_request(
     report = None if texts is None else data_report(texts)
     _warn(partly.config, report, found)
     sets = _evaluation_sets(partly, data, found)
-    if not found.problems:
-        _check_place(partly.config, data, found, space, is_named=bool(request.get("run_name")))
+    _check_place(partly.config, data, found, space, is_named=bool(request.get("run_name")))
     needed = footprint(partly.config, space.workspace, data_bytes=rows_bytes(data))
     return {
         "problems": [asdict(problem) for problem in found.problems],
@@ -208,14 +207,16 @@ def _sizes(data: EvaluationSet) -> dict[str, int]:
 def _check_place(
     config: RunConfig, data: dict[str, Texts], found: Findings, space: Space, *, is_named: bool
 ) -> None:
-    """See whether the run's name is free, and whether there is room for it."""
-    store, settings = RunStore(space.workspace), without_data(config)
-    made = found.attempt("run_name", find_made, store, settings, data, is_named=is_named)
-    if made is not None:
-        message = f"this request has made run `{made.name}` before: it would be given back"
-        found.warnings.append(Problem("run_name", message))
-    elif not found.problems:
+    """See whether there is room for the run, and, where nothing else is wrong, whether its name is free."""
+    made = None
+    if not found.problems:
+        store, settings = RunStore(space.workspace), without_data(config)
+        made = found.attempt("run_name", find_made, store, settings, data, is_named=is_named)
+    if made is None:
         found.attempt("", check_space, config, space, data_bytes=rows_bytes(data))
+        return
+    message = f"this request has made run `{made.name}` before: it would be given back"
+    found.warnings.append(Problem("run_name", message))
 
 
 def _shown(config: RunConfig, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -228,6 +228,7 @@ def test_what_has_no_room_is_a_problem(space):
     small = Space(space.workspace, quota_bytes=1000)
     assert "run `one` needs about" in problems(small)[""]
     assert check_request(request(), small)["free_bytes"] < 1000
+    assert set(problems(small, epochs=-1)) == {"", "epochs"}
 
 
 def test_a_gpu_that_is_not_there(space, monkeypatch):
