@@ -26,7 +26,7 @@ from docarray import DocumentArray
 
 from finetuner import lock
 from finetuner.data import LabelledTexts, write_jsonl
-from finetuner.document_stream import read_documents, write_documents
+from finetuner.document_stream import as_documents, read_documents, write_documents
 from finetuner.errors import DataError, DataNotFoundError
 from finetuner.files import (
     make_folder,
@@ -37,7 +37,7 @@ from finetuner.files import (
     write_json,
 )
 from finetuner.names import check_data_name
-from finetuner.pairs import Texts, as_documents, read_data
+from finetuner.pairs import Texts, read_data
 from finetuner.pairs import read_documents as read_texts
 
 _PADDING_BYTES = 8192

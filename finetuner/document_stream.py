@@ -20,8 +20,10 @@ from docarray.proto.docarray_pb2 import DocumentProto
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
+from finetuner.data import LABEL_TAG, LabelledTexts
 from finetuner.errors import DataError, TooLargeError
 from finetuner.message_shape import ShapeLimits, check_shape
+from finetuner.pairs import SCORE_TAG, Texts
 
 _VERSION = 1
 _HEADER = struct.Struct(">BQ")
@@ -112,6 +114,19 @@ def write_documents(documents: Iterable[Document], path: Path, *, n_documents: i
         for document in documents:
             body = document.to_bytes(protocol="protobuf", compress="gzip")
             file.write(_LENGTH.pack(len(body)) + body)
+
+
+def as_documents(data: Texts) -> Iterator[Document]:
+    """Yield the documents that :func:`finetuner.pairs.read_documents` reads as these texts or pairs."""
+    if isinstance(data, LabelledTexts):
+        for text, label, id_ in zip(data.texts, data.labels, data.ids, strict=True):
+            tags = {} if label is None else {LABEL_TAG: label}
+            yield Document(text=text, tags=tags, **({} if id_ is None else {"id": id_}))
+        return
+    for row in data.rows():
+        score = row.pop("score", None)
+        tags = {} if score is None else {SCORE_TAG: score}
+        yield Document(chunks=[Document(text=text) for text in row.values()], tags=tags)
 
 
 def _read_document(file: IO[bytes], number: int, used: _Used) -> Document:

@@ -23,7 +23,6 @@ import orjson
 from numpy.typing import NDArray
 
 from finetuner.data import (
-    LABEL_TAG,
     LabelledTexts,
     check_text,
     fold,
@@ -34,7 +33,7 @@ from finetuner.data import (
 from finetuner.errors import DataError
 
 if TYPE_CHECKING:
-    from docarray import Document, DocumentArray
+    from docarray import DocumentArray
 
 SCORE_TAG = "finetuner_score"
 _PAIR_FIELDS = ({"anchor", "positive"}, {"anchor", "positive", "negative"})
@@ -178,21 +177,6 @@ def read_documents(documents: DocumentArray) -> Texts:
         row: dict[str, Any] = dict(zip(names, texts, strict=False))
         rows.append({**row, "score": document.tags[SCORE_TAG]} if is_scored else row)
     return read_rows(rows)
-
-
-def as_documents(data: Texts) -> Iterator[Document]:
-    """Yield the documents that :func:`read_documents` reads as these texts or pairs."""
-    from docarray import Document
-
-    if isinstance(data, LabelledTexts):
-        for text, label, id_ in zip(data.texts, data.labels, data.ids, strict=True):
-            tags = {} if label is None else {LABEL_TAG: label}
-            yield Document(text=text, tags=tags, **({} if id_ is None else {"id": id_}))
-        return
-    for row in data.rows():
-        score = row.pop("score", None)
-        tags = {} if score is None else {SCORE_TAG: score}
-        yield Document(chunks=[Document(text=text) for text in row.values()], tags=tags)
 
 
 def read_data(path: Path) -> Texts:

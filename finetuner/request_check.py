@@ -14,7 +14,7 @@ from finetuner.data import LabelledTexts
 from finetuner.data_report import DataReport, Form, data_report, trouble_of
 from finetuner.datastore import DataStore
 from finetuner.device import resolve_device
-from finetuner.errors import FinetunerError, InsufficientSpaceError
+from finetuner.errors import ConfigError, DataError, FinetunerError, InsufficientSpaceError
 from finetuner.evaluation import EvaluationSet, skipped_line
 from finetuner.pairs import TextPairs, Texts
 from finetuner.resubmission import find_made
@@ -90,8 +90,11 @@ def check_request(
     report = None if texts is None else data_report(texts)
     _warn(partly.config, report, found)
     sets = _evaluation_sets(partly, data, found)
-    _check_place(partly.config, data, found, space, is_named=bool(request.get("run_name")))
-    needed = footprint(partly.config, space.workspace, data_bytes=rows_bytes(data))
+    data_bytes = rows_bytes(data)
+    is_new = bool(found.problems) or _is_new(partly.config, data, found, space, request)
+    if is_new:
+        found.attempt("", check_space, partly.config, space, data_bytes=data_bytes)
+    needed = footprint(partly.config, space.workspace, data_bytes=data_bytes)
     return {
         "problems": [asdict(problem) for problem in found.problems],
         "warnings": [asdict(warning) for warning in found.warnings],
@@ -130,12 +133,7 @@ def _check_training_fields(partly: PartlyRead, found: Findings) -> None:
 def _check_training_data(texts: Texts, partly: PartlyRead, found: Findings) -> dict[str, Texts]:
     """Return the files of the training data; the texts themselves where they cannot be divided."""
     config, data = partly.config, {TRAIN_FILE: texts}
-    trouble = trouble_of(texts)
-    if trouble or not is_clear(("loss",), found.problems):
-        if trouble:
-            found.add("train_data", trouble)
-        return data
-    if found.attempt("loss", prepare, config.loss, texts) is None:
+    if not _can_train(config, texts, found):
         return data
     places = [place for place, callback in _evaluations(partly) if callback.hold_out is not None]
     name = f"callbacks[{places[0]}]" if places else "train_data"
@@ -144,6 +142,22 @@ def _check_training_data(texts: Texts, partly: PartlyRead, found: Findings) -> d
         return data
     found.attempt("val_split", check_split, config, parts[TRAIN_FILE])
     return parts
+
+
+def _can_train(config: RunConfig, texts: Texts, found: Findings) -> bool:
+    """Note whether it is the loss or the data that nothing can be learnt with."""
+    if is_clear(("loss",), found.problems):
+        try:
+            prepare(config.loss, texts)
+            return True
+        except DataError as exc:
+            found.add("train_data", str(exc))
+            return False
+        except ConfigError as exc:  # the loss works on data of another form
+            found.add("loss", str(exc))
+    if trouble := trouble_of(texts):
+        found.add("train_data", trouble)
+    return False
 
 
 def _check_other_data(partly: PartlyRead, found: Findings, store: DataStore) -> dict[str, Texts]:
@@ -204,19 +218,21 @@ def _sizes(data: EvaluationSet) -> dict[str, int]:
     }
 
 
-def _check_place(
-    config: RunConfig, data: dict[str, Texts], found: Findings, space: Space, *, is_named: bool
-) -> None:
-    """See whether there is room for the run, and, where nothing else is wrong, whether its name is free."""
-    made = None
-    if not found.problems:
-        store, settings = RunStore(space.workspace), without_data(config)
-        made = found.attempt("run_name", find_made, store, settings, data, is_named=is_named)
-    if made is None:
-        found.attempt("", check_space, config, space, data_bytes=rows_bytes(data))
-        return
-    message = f"this request has made run `{made.name}` before: it would be given back"
-    found.warnings.append(Problem("run_name", message))
+def _is_new(
+    config: RunConfig,
+    data: dict[str, Texts],
+    found: Findings,
+    space: Space,
+    request: Mapping[str, Any],
+) -> bool:
+    """Whether the request would make a run; warn when it has made it before."""
+    store, settings = RunStore(space.workspace), without_data(config)
+    is_named = bool(request.get("run_name"))
+    made = found.attempt("run_name", find_made, store, settings, data, is_named=is_named)
+    if made is not None:
+        message = f"this request has made run `{made.name}` before: it would be given back"
+        found.warnings.append(Problem("run_name", message))
+    return made is None
 
 
 def _shown(config: RunConfig, request: Mapping[str, Any]) -> dict[str, Any]:

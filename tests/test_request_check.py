@@ -141,6 +141,7 @@ def test_every_problem_is_found(space):
         ({"train_data": "none"}, "train_data", "no stored data `none`"),
         ({"train_data": PAIRS, "loss": "CoSENTLoss"}, "loss", "CoSENTLoss trains on scored pairs"),
         ({"loss": "Los"}, "loss", "unknown loss `Los`"),
+        ({"train_data": SCORED}, "loss", "trains on labels, and these data are scored pairs"),
         ({"loss": 5}, "loss", "fit.loss must be a string"),
         ({"val_split": 0.9}, "val_split", "val_split=0.9 leaves"),
         ({"eval_data": [["a", 1]]}, "eval_data", "at least two labels"),
@@ -192,6 +193,16 @@ def test_a_request_is_refused_exactly_when_it_has_a_problem(space, seed):
     with pytest.raises(FinetunerError) as refusal:
         submit_once(body, space)
     assert str(refusal.value) in messages
+
+
+def test_loss_and_data_may_both_be_wrong(space):
+    found = problems(space, train_data=[{**row, "score": 1} for row in SCORED])
+    assert "TripletMarginLoss trains on labels" in found["loss"]
+    assert "all scores are 1: nothing can be learnt" in found["train_data"]
+    # A pair of one text teaches pairs nothing, and is a label of its own.
+    pairs = [{"anchor": "a", "positive": "b"}, {"anchor": "c", "positive": "c"}]
+    assert problems(space, train_data=pairs) == {}
+    assert set(problems(space, train_data=pairs, loss="Los")) == {"loss", "train_data"}
 
 
 def test_a_name_that_is_taken_and_a_request_that_was_made(space):
