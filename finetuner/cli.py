@@ -13,6 +13,7 @@ from rich.console import Console
 from finetuner.alias_command import alias
 from finetuner.client import NO_TOKEN, server_url, token
 from finetuner.config import workspace_dir
+from finetuner.data_command import data_app
 from finetuner.errors import ConfigError, FinetunerError
 from finetuner.gatekeeper import check_host
 from finetuner.gc_command import gc
@@ -113,6 +114,7 @@ def env() -> None:
 
 app.command()(alias)
 app.command()(gc)
+app.add_typer(data_app, name="data")
 app.add_typer(token_app, name="token")
 
 

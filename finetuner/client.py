@@ -98,6 +98,10 @@ class Client:
         """Return the JSON answer of a PUT, with or without a body."""
         return self._json("PUT", path, data=None if body is None else orjson.dumps(body))
 
+    def upload(self, path: str, content: bytes, *, media_type: str) -> Any:
+        """Return the JSON answer of a PUT of anything."""
+        return self._json("PUT", path, data=content, headers={"Content-Type": media_type})
+
     def delete(self, path: str, **parameters: Any) -> Any:
         """Return the JSON answer of a DELETE."""
         return self._json("DELETE", path, params=_without_none(parameters))
@@ -232,3 +236,8 @@ def experiment_path(name: str) -> str:
 def alias_path(name: str, view: str = "") -> str:
     """Return the path of an alias on the server."""
     return f"/aliases/{quote(name, safe='')}{view}"
+
+
+def data_path(name: str) -> str:
+    """Return the path of stored data on the server."""
+    return f"/data/{quote(name)}"

@@ -17,6 +17,7 @@ from finetuner import __version__
 from finetuner.alias_routes import add_alias_routes
 from finetuner.availability import Availability, DrainingApp
 from finetuner.config import DEFAULT_EXPERIMENT
+from finetuner.data_routes import add_data_routes
 from finetuner.encode_routes import Call, Encode, add_encode_routes, encoding_by
 from finetuner.gatekeeper import Gatekeeper
 from finetuner.http_access import add_access, add_cors
@@ -32,7 +33,7 @@ from finetuner.http_metrics import add_metrics
 from finetuner.hub_routes import add_hub_routes
 from finetuner.log_tail import Tails
 from finetuner.openai_routes import add_openai_routes
-from finetuner.openapi import ERROR, FIT_BODY, RUN, RUN_BEFORE, described
+from finetuner.openapi import CHECKED, ERROR, FIT_BODY, RUN, RUN_BEFORE, described
 from finetuner.overload import OverloadGate
 from finetuner.run_store import RunStore
 from finetuner.space import Space
@@ -87,7 +88,9 @@ def build_app(
     _add_artifact(app, workspace)
     _add_experiments(app, call)
     add_alias_routes(app, call)
-    add_hub_routes(app, Space(workspace, quota_bytes))
+    space = Space(workspace, quota_bytes)
+    add_data_routes(app, space)
+    add_hub_routes(app, space)
     return app
 
 
@@ -135,6 +138,18 @@ def _add_fit(app: FastAPI, call: Call) -> None:
         record = read_json_document(await call("/fit", json_document(body), {}))
         note(request, run_name=record["name"], experiment_name=record["experiment_name"])
         return json_response(record, 201 if record.pop("is_new") else 200)
+
+    @app.post(
+        "/check",
+        tags=["runs"],
+        summary="What `/fit` would refuse of a request, and what its data hold; nothing is written",
+        openapi_extra=described(FIT_BODY),
+        responses={200: CHECKED, 400: ERROR, 413: ERROR},
+    )
+    async def check(request: Request) -> Response:
+        query(request)
+        body = keyed(await read_body(request), request)
+        return json_response(read_json_document(await call("/check", json_document(body), {})))
 
 
 def _parameters(request: Request, run_name: str, *known: str) -> dict[str, Any]:

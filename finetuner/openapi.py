@@ -6,6 +6,7 @@ from typing import Any
 
 from finetuner.callback import CALLBACKS
 from finetuner.config import RunConfig
+from finetuner.data_report import Form
 from finetuner.encode_parameters import EncodeParameters, TextParameters
 from finetuner.schema import describe
 
@@ -98,6 +99,46 @@ RUN = _answer(
 )
 RUN_BEFORE = {**RUN, "description": "The run that this request has made before"}
 _TEXTS = {"type": "array", "items": _TEXT}
+_NUMBER = {"type": "integer"}
+
+
+def _list(**properties: Any) -> dict[str, Any]:
+    return {"type": "array", "items": _object(**properties)}
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+_PROBLEMS = _list(field=_TEXT, message=_TEXT)
+_DATA_REPORT = _object(
+    form={"type": "string", "enum": [form.value for form in Form]},
+    **{
+        name: _NUMBER
+        for name in (
+            *("n_rows", "n_texts", "n_labels", "n_repeated", "n_ambiguous"),
+            "n_alone",
+        )
+    },
+    class_sizes=_list(**{"from": _NUMBER, "to": _NUMBER, "n_labels": _NUMBER}),
+    largest=_list(label=_TEXT, n_texts=_NUMBER),
+    preview=_list(),
+    repeated=_list(text=_TEXT, label=_TEXT, n=_NUMBER),
+    ambiguous=_list(text=_TEXT, labels=_TEXTS),
+    lengths=_object(p50=_NUMBER, p99=_NUMBER, max=_NUMBER),
+)
+CHECKED = _answer(
+    "All that would be refused, and what was found",
+    _object(
+        problems=_PROBLEMS,
+        warnings=_PROBLEMS,
+        config=_or_null(describe(RunConfig)),
+        train_data=_or_null(_DATA_REPORT),
+        evaluation=_or_null(_object(n_queries=_NUMBER, n_index=_NUMBER, n_labels=_NUMBER)),
+        size_bytes=_NUMBER,
+        free_bytes=_NUMBER,
+    ),
+)
 _ENCODE_PARAMETERS = describe(EncodeParameters)
 _TEXT_PARAMETERS = describe(TextParameters)
 _EXAMPLE = {"parameters": {"artifact": "first-run"}}

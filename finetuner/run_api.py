@@ -12,6 +12,7 @@ from finetuner.config import DEFAULT_EXPERIMENT, RunConfig
 from finetuner.errors import ConfigError, RunInProgressError, RunNotFoundError
 from finetuner.json_lines import read_page
 from finetuner.pairs import read_documents
+from finetuner.request_check import check_request
 from finetuner.run_store import RunStore
 from finetuner.runs import METRICS_FILE, STEPS_FILE, Run
 from finetuner.schema import documented, read
@@ -142,6 +143,11 @@ class RunAPI:
         submitted = submit_once(request, self._space, allow_cpu_fallback=self._allow_cpu_fallback)
         self._supervisor.wake()
         return {**submitted.run.record(), "is_new": submitted.is_new}
+
+    def check(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Find all that a fit request would be refused for, and what its data hold; write nothing."""
+        self._store.check_there()
+        return check_request(request, self._space, allow_cpu_fallback=self._allow_cpu_fallback)
 
     def _find(self, parameters: dict[str, Any]) -> Run:
         name = read(RunName, parameters, "parameters")

@@ -20,6 +20,7 @@ ORDER = (
         "names",
         "callback",
         "config",
+        "config_problems",
         "metrics",
         "files",
         "file_cache",
@@ -36,6 +37,8 @@ ORDER = (
         "gatekeeper",
         "data",
         "pairs",
+        "hold_out",
+        "data_report",
         "csv_file",
         "zip_reader",
         "message_shape",
@@ -62,13 +65,16 @@ ORDER = (
     *("identity", "run_keys", "run_index", "run_store", "resubmission", "space"),
     *("aliases", "targets", "alias_store", "alias_api", "retention"),
     *("encoder_cache", "serving_metrics", "encode_parameters", "watchdog", "encode_api"),
-    *("loggers", "monitoring", "submission"),
+    *("run_data", "loggers", "monitoring", "submission", "request_check"),
     *("run_evaluation", "publishing", "stopping", "worklog", "job", "worker"),
     *("run_queue", "silence", "interruption", "gpus", "worker_process", "supervisor"),
     "run_api",
 )
 # What `import finetuner` loads: at module level only a few light modules of the core.
-CLIENT = ("__init__", "alias_verbs", "api", "client", "experiment", "follow", "inference", "run")
+CLIENT = (
+    *("__init__", "alias_verbs", "api", "check_verb", "client", "data_verbs", "experiment"),
+    *("follow", "inference", "run"),
+)
 LIGHT = (
     *(
         "errors",
@@ -85,7 +91,8 @@ LIGHT = (
 )
 # The edge: the gateway, the service and the command line.
 EDGE = (
-    *("alias_command", "alias_routes", "cli", "encode_routes", "flow_calls", "http_api"),
+    *("alias_command", "alias_routes", "cli", "data_command", "data_routes"),
+    *("encode_routes", "flow_calls", "http_api"),
     *("http_messages", "http_metrics", "hub_routes", "openai_routes", "openapi"),
     *("availability", "connections", "direct", "gc_command", "overload", "parts", "serve"),
     *("log_tail", "stream_routes"),

@@ -74,6 +74,15 @@ def test_fit_respects_the_quota(tmp_path, tiny_model_folder):
         api.fit({**FIT, "model": str(tiny_model_folder)})
 
 
+def test_check_answers_for_fit_and_makes_nothing(api, tmp_path, tiny_model_folder):
+    body = {**FIT, "model": str(tiny_model_folder)}
+    before = sorted(tmp_path.rglob("*"))
+    assert api.check(body)["problems"] == []
+    (problem,) = api.check({**body, "epochs": -1})["problems"]
+    assert problem == {"field": "epochs", "message": "epochs must be from 0 to 1000, got -1"}
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_metrics_are_there_while_the_run_trains(api, run):
     claim = run.claim()
     assert api.metrics(NAME) == {"before": {}, "after": {}, "epochs": [], "verdicts": {}}

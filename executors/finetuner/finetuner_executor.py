@@ -94,13 +94,26 @@ class FinetunerExecutor(Executor):
         :param docs: Labelled training documents, or the whole request as one JSON document.
         :param parameters: The fields of ``finetuner.fit``, beside labelled documents.
         """
-        if holds(docs, JSON):
-            request = read_json_document(docs)
-            if not isinstance(request, dict):
-                raise MalformedRequestError("the document's text must be a JSON object")
-        else:
-            request = self._api.request_of(docs, own_parameters(parameters))
-        return await self._answer(RunAPI.fit, request)
+        return await self._answer(RunAPI.fit, self._request(docs, parameters))
+
+    @requests(on="/check")
+    async def check(
+        self, docs: DocumentArray, parameters: dict[str, Any], **_: Any
+    ) -> DocumentArray:
+        """Find what `/fit` would refuse, and start nothing.
+
+        :param docs: As of ``/fit``.
+        :param parameters: As of ``/fit``.
+        """
+        return await self._answer(RunAPI.check, self._request(docs, parameters))
+
+    def _request(self, docs: DocumentArray, parameters: dict[str, Any]) -> dict[str, Any]:
+        if not holds(docs, JSON):
+            return self._api.request_of(docs, own_parameters(parameters))
+        request = read_json_document(docs)
+        if not isinstance(request, dict):
+            raise MalformedRequestError("the document's text must be a JSON object")
+        return request
 
     async def _answer(
         self, method: Callable[[RunAPI, dict[str, Any]], Any], parameters: dict[str, Any]
