@@ -1,0 +1,5 @@
+import { Empty } from "../parts/basics";
+
+export default function View() {
+  return <Empty title="new_run" />;
+}
