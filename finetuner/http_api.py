@@ -35,6 +35,7 @@ from finetuner.log_tail import Tails
 from finetuner.openai_routes import add_openai_routes
 from finetuner.openapi import CHECKED, ERROR, FIT_BODY, RUN, RUN_BEFORE, described
 from finetuner.overload import OverloadGate
+from finetuner.page_routes import add_page_routes
 from finetuner.run_store import RunStore
 from finetuner.space import Space
 from finetuner.stream_routes import add_stream_routes
@@ -79,6 +80,7 @@ def build_app(
     add_metrics(app, call)
     app.add_middleware(DrainingApp, availability=availability)
     add_cors(app, cors_origins)
+    add_page_routes(app)
     _add_health(app, availability)
     add_encode_routes(app, call, gate)
     add_openai_routes(app, call, gate)
@@ -95,10 +97,6 @@ def build_app(
 
 
 def _add_health(app: FastAPI, availability: Availability) -> None:
-    @app.get("/", tags=["service"], summary="What this is")
-    async def root() -> Response:
-        return json_response({"name": "finetuner-flow", "version": __version__, "docs": "/docs"})
-
     @app.get("/whoami", tags=["service"], summary="Whom the token names, and what it opens")
     async def whoami(request: Request) -> Response:
         caller = request.state.caller

@@ -42,6 +42,8 @@ ADMIN = Permission(frozenset({Scope.ADMIN}))
 # By method and path of HTTP, as the routes declare it.
 ROUTES = {
     ("GET", "/"): PUBLIC,
+    # The page holds nothing of this server; it asks for a token and for all else with it.
+    ("GET", "/assets/{file}"): PUBLIC,
     ("GET", "/livez"): PUBLIC,
     ("GET", "/readyz"): PUBLIC,
     # They say what the published source says, and nothing of this server.

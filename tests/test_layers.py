@@ -95,7 +95,7 @@ EDGE = (
     *("encode_routes", "flow_calls", "http_api"),
     *("http_messages", "http_metrics", "hub_routes", "openai_routes", "openapi"),
     *("availability", "connections", "direct", "gc_command", "overload", "parts", "serve"),
-    *("log_tail", "stream_routes"),
+    *("log_tail", "page_routes", "stream_routes"),
     *("grpc_access", "http_access", "token_command"),
 )
 
