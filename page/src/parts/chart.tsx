@@ -1,7 +1,6 @@
 // Curves, drawn by uPlot; the same numbers stand in a table for those who do not see them.
 import { useEffect, useRef } from "preact/hooks";
 import uPlot from "uplot";
-import "uplot/dist/uPlot.min.css";
 import { number } from "../format";
 import { colour, isDark, seriesColours } from "../theme";
 
