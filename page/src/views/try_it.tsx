@@ -52,7 +52,8 @@ function Sides({ models, query }: { models: Model[]; query: URLSearchParams }) {
   const [own, other] = [left.hits ?? [], right.hits ?? []];
   const coloured = coloursOf([...own, ...other]);
   const side = (name: "a" | "b", of: Side, found: Search, against: Search) => (
-    <Card title={<span class="unseen">{name === "a" ? "First model" : "Second model"}</span>}>
+    <Card>
+      <h2 class="unseen">Results of the {name === "a" ? "first" : "second"} model</h2>
       <div class="stack tight">
         <ModelSelect label={name === "a" ? "First model" : "Second model"} side={of} models={models} onChange={(next) => show({ [name]: sideName(next) })} />
         <Found found={found} against={against} asked={asked} coloured={coloured} />
