@@ -118,14 +118,14 @@ function AliasRow({ alias, mayChange, onOpen }: { alias: Alias; mayChange: boole
         {alias.shares.map(({ run, weight }) => (
           <li>
             <span class="share" aria-hidden="true"><i style={{ width: `${100 * weight}%` }} /></span>
-            <span class="number">{percent(weight)}</span> <Run name={run} />
-            {alias.missing.includes(run) && <Badge tone="bad">deleted</Badge>}
+            <span class="number">{percent(weight)}</span>
+            <span><Run name={run} /> {alias.missing.includes(run) && <Badge tone="bad">deleted</Badge>}</span>
           </li>
         ))}
         {alias.shadow && (
           <li>
-            <span /><span class="quiet">shadow</span> <Run name={alias.shadow.run} />
-            {alias.missing.includes(alias.shadow.run) && <Badge tone="bad">deleted</Badge>}
+            <span /><span class="quiet">shadow</span>
+            <span><Run name={alias.shadow.run} /> {alias.missing.includes(alias.shadow.run) && <Badge tone="bad">deleted</Badge>}</span>
           </li>
         )}
       </ul>
@@ -149,7 +149,12 @@ function Traffic({ history: { places }, history: all }: { history: History }) {
   return (
     <>
       <Card title="Traffic, the last minute">
-        {models.length ? <ModelTable models={models} /> : (
+        {models.length ? (
+          <>
+            <ModelTable models={models} />
+            <small>p50: half of the requests took no longer; p95: 95 of 100.</small>
+          </>
+        ) : (
           <Empty title="Nobody has asked for anything">
             <p>When clients ask <code>POST /encode</code>, their models stand here.</p>
           </Empty>
@@ -160,7 +165,7 @@ function Traffic({ history: { places }, history: all }: { history: History }) {
           <Chart curves={names.slice(0, N_CURVES).map((name, place) => curve(wordsOf(name), places.map(({ rates }) => rates[name] ?? 0), place))} xLabel="minutes" yLabel="requests a second" height={170} digits={1} />
         </Card>
         <Card title="Latency over HTTP, ms">
-          <Chart curves={[curve("half of them", places.map(({ p50_s }) => inMs(p50_s)), 0), curve("19 of 20", places.map(({ p95_s }) => inMs(p95_s)), 1)]} xLabel="minutes" yLabel="milliseconds" height={170} digits={1} />
+          <Chart curves={[curve("p50", places.map(({ p50_s }) => inMs(p50_s)), 0), curve("p95", places.map(({ p95_s }) => inMs(p95_s)), 1)]} xLabel="minutes" yLabel="milliseconds" height={170} digits={1} />
         </Card>
         <Card title="Tokens that wait">
           <Chart curves={[curve("tokens", places.map(({ queue_tokens }) => queue_tokens), 2)]} xLabel="minutes" yLabel="tokens that wait" height={170} digits={0} />
@@ -171,7 +176,7 @@ function Traffic({ history: { places }, history: all }: { history: History }) {
 }
 
 function wordsOf(artifact: string): string {
-  return artifact || "not found";
+  return artifact || "no model found";
 }
 
 function ModelTable({ models }: { models: ReturnType<typeof modelFigures> }) {
@@ -181,9 +186,9 @@ function ModelTable({ models }: { models: ReturnType<typeof modelFigures> }) {
         <tr>
           <th scope="col">model</th>
           <th scope="col" class="number">requests a second</th>
-          <th scope="col" class="number">computing: half of them</th>
-          <th scope="col" class="number">19 of 20</th>
-          <th scope="col" class="number">waiting: 19 of 20</th>
+          <th scope="col" class="number">computing, p50</th>
+          <th scope="col" class="number">computing, p95</th>
+          <th scope="col" class="number">waiting, p95</th>
           <th scope="col" class="number">errors</th>
         </tr>
       </thead>
