@@ -15,6 +15,7 @@ type View = ComponentType<{ route: Route }>;
 /** A view is loaded when it is first opened; its first part of the address chooses it. */
 const VIEWS: Record<string, { title: string; load: () => Promise<{ default: View }> }> = {
   runs: { title: "Runs", load: () => import("./views/runs") },
+  run: { title: "Run", load: () => import("./views/run") },
   compare: { title: "Compare runs", load: () => import("./views/compare") },
   new: { title: "New run", load: () => import("./views/new_run") },
   try: { title: "Try it", load: () => import("./views/try_it") },
@@ -25,12 +26,20 @@ const LINKS = ["runs", "new", "try", "serving"];
 const loaded = signal<Record<string, View>>({});
 const THEMES: Theme[] = ["auto", "light", "dark"];
 
+/** Below a run's experiment and name, the list is left. */
+function viewOf(parts: string[]): string {
+  return parts[0] === "runs" && parts.length > 2 ? "run" : parts[0] ?? "runs";
+}
+
 function Page() {
-  const name = route.value.parts[0] ?? "runs";
+  const name = viewOf(route.value.parts);
   const view = VIEWS[name];
+  const title = name === "run" ? route.value.parts[2] : view?.title;
   const [failed, setFailed] = useState<Error | null>(null);
   useEffect(() => {
-    document.title = view ? `${view.title} · Finetuner` : "Finetuner";
+    document.title = title ? `${title} · Finetuner` : "Finetuner";
+  }, [title]);
+  useEffect(() => {
     setFailed(null);
     if (!view || loaded.value[name]) return;
     view
@@ -68,7 +77,7 @@ function Head({ open }: { open: string }) {
       <a class="brand" href={to(["runs"])}>Finetuner</a>
       <nav aria-label="Parts of the page">
         {LINKS.map((name) => (
-          <a href={to([name])} aria-current={open === name ? "page" : undefined}>{VIEWS[name]!.title}</a>
+          <a href={to([name])} aria-current={open === name || (open === "run" && name === "runs") ? "page" : undefined}>{VIEWS[name]!.title}</a>
         ))}
       </nav>
       <div class="head-end">

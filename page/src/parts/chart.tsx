@@ -12,6 +12,8 @@ export interface Curve {
   /** Place in the order of colours; that of the curve when left out. */
   colour?: number;
   isDashed?: boolean;
+  /** Drawn thin and pale, behind what is made of it. */
+  isFaint?: boolean;
   showsPoints?: boolean;
 }
 
@@ -23,19 +25,24 @@ export interface ChartOptions {
   /** Bounds of the vertical axis; those of the curves when left out. */
   yRange?: [number, number];
   digits?: number;
+  /** Without the values under the cursor, for a small one of many. */
+  isPlain?: boolean;
+  /** Whether the horizontal axis counts, such as epochs. */
+  countsX?: boolean;
 }
 
+const WHOLE_STEPS = [1, 2, 5].flatMap((step) => [1, 10, 100, 1000, 10_000, 100_000].map((ten) => step * ten)).sort((a, b) => a - b);
 const ROWS_IN_TABLE = 200;
 
 /** Curves over one axis; dragging zooms in, a double click out. */
-export function Chart({ curves, xLabel, yLabel, height = 240, yRange, digits = 4 }: ChartOptions) {
+export function Chart({ curves, xLabel, yLabel, height = 240, yRange, digits = 4, isPlain, countsX }: ChartOptions) {
   const frame = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
   const shape = JSON.stringify([curves.map((c) => [c.label, c.colour, c.isDashed]), xLabel, yLabel, yRange, isDark.value]);
   useEffect(() => {
     const element = frame.current!;
     plot.current = new uPlot(
-      settings({ curves, xLabel, yLabel, height, yRange, digits }, element.clientWidth),
+      settings({ curves, xLabel, yLabel, height, yRange, digits, isPlain, countsX }, element.clientWidth),
       joined(curves),
       element,
     );
@@ -88,17 +95,18 @@ function settings(options: ChartOptions, width: number): uPlot.Options {
     width: Math.max(160, width),
     height: options.height!,
     scales: { x: { time: false }, y: options.yRange ? { range: options.yRange } : {} },
+    legend: { show: !options.isPlain },
     axes: [
-      { ...axis, label: options.xLabel, labelSize: 18, size: 34 },
+      { ...axis, label: options.xLabel, labelSize: 18, size: 34, ...(options.countsX && { incrs: WHOLE_STEPS }) },
       { ...axis, size: 58 },
     ],
     cursor: { y: false, points: { size: 7 } },
     series: [
-      { label: options.xLabel, value: (_, value) => number(value, 0) },
+      { label: options.xLabel, value: (_, value) => number(value, 2) },
       ...options.curves.map((curve, place) => ({
         label: curve.label,
-        stroke: colours[(curve.colour ?? place) % colours.length],
-        width: 1.75,
+        stroke: colours[(curve.colour ?? place) % colours.length]! + (curve.isFaint ? "59" : ""),
+        width: curve.isFaint ? 1 : 1.75,
         dash: curve.isDashed ? [5, 4] : undefined,
         spanGaps: true,
         points: { show: curve.showsPoints ?? undefined, size: 6 },
