@@ -42,6 +42,7 @@ export interface Request {
   body?: unknown;
   /** Sent as it is, with its own type. */
   file?: Blob;
+  headers?: Record<string, string>;
   signal?: AbortSignal;
 }
 
@@ -53,7 +54,7 @@ export function withQuery(path: string, query: Query = {}): string {
 
 /** Send a request and return the answer, whatever its body; refusals are thrown. */
 export async function send(method: string, path: string, request: Request = {}): Promise<Response> {
-  const headers: Record<string, string> = {};
+  const headers: Record<string, string> = { ...request.headers };
   if (token.value) headers.Authorization = `Bearer ${token.value}`;
   if (request.body !== undefined) headers["Content-Type"] = "application/json";
   if (request.file) headers["Content-Type"] = request.file.type;

@@ -20,8 +20,11 @@ export interface Polled<T> {
  *
  * @param path Of the server; null for not now.
  * @param interval_ms Between two answers; 0 for once.
+ * @param read What makes the value of an answer; JSON when left out.
  */
-export function usePolled<T>(path: string | null, query: Query = {}, interval_ms = 2_000): Polled<T> {
+export function usePolled<T>(
+  path: string | null, query: Query = {}, interval_ms = 2_000, read: (answer: Response) => Promise<T> = asJson,
+): Polled<T> {
   const value = useSignal<T | undefined>(undefined);
   const error = useSignal<ApiError | undefined>(undefined);
   const round = useSignal(0);
@@ -36,7 +39,7 @@ export function usePolled<T>(path: string | null, query: Query = {}, interval_ms
     void (async () => {
       for (let n_failed = 0; !abort.signal.aborted; ) {
         try {
-          value.value = await get<T>(path, query, abort.signal);
+          value.value = await read(await send("GET", path, { query, signal: abort.signal }));
           error.value = undefined;
           n_failed = 0;
           if (!interval_ms) return;
@@ -52,6 +55,10 @@ export function usePolled<T>(path: string | null, query: Query = {}, interval_ms
     return () => abort.abort();
   }, [key, interval_ms, round.value, token.value]);
   return { value: value.value, error: error.value, refresh: () => (round.value += 1) };
+}
+
+function asJson<T>(answer: Response): Promise<T> {
+  return answer.json();
 }
 
 export function asApiError(thrown: unknown): ApiError {

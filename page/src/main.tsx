@@ -6,6 +6,7 @@ import { isAway, needsToken, setToken, token } from "./api";
 import { Dialog, ErrorNote, Loading } from "./parts/basics";
 import { type Route, route, to } from "./route";
 import "./style.css";
+import "./tools.css";
 import "uplot/dist/uPlot.min.css"; // here, since the styles of a part that is loaded later would not come with it
 import { theme, type Theme } from "./theme";
 

@@ -92,11 +92,19 @@ export interface SpaceMap {
   methods: Record<string, Projection>;
 }
 
+export interface Target {
+  run: string;
+  artifact_id: string;
+}
+
 export interface Alias {
   name: string;
-  shares: { run: string; weight: number; artifact_id: string }[];
-  shadow: { run: string; artifact_id: string } | null;
-  history: { run: string; artifact_id: string }[];
+  target: Target;
+  split: { target: Target; weight: number } | null;
+  shares: { run: string; weight: number }[];
+  shadow: Target | null;
+  /** The newest last. */
+  history: Target[];
   missing: string[];
   revision: number;
   changed_at: string;
@@ -108,6 +116,57 @@ export interface StoredData {
   size_bytes: number;
   created_at: string;
 }
+
+export interface Complaint {
+  field: string;
+  message: string;
+}
+
+export interface DataReport {
+  form: "labels" | "pairs" | "scored pairs";
+  n_rows: number;
+  n_texts: number;
+  n_labels: number;
+  n_repeated: number;
+  n_ambiguous: number;
+  n_alone: number;
+  class_sizes: { from: number; to: number; n_labels: number }[];
+  largest: { label: string; n_texts: number }[];
+  preview: Record<string, string | number | null>[];
+  repeated: { text: string; label: string | null; n: number }[];
+  ambiguous: { text: string; labels: string[] }[];
+  lengths: { p50: number; p99: number; max: number } | null;
+}
+
+/** What the server says of a run that has not been started. */
+export interface Check {
+  problems: Complaint[];
+  warnings: Complaint[];
+  config: Record<string, unknown> | null;
+  train_data: DataReport | null;
+  evaluation: { n_queries: number; n_index: number; n_labels: number } | null;
+  size_bytes: number | null;
+  free_bytes: number | null;
+}
+
+export interface Model {
+  id: string;
+  kind: "run" | "alias";
+  artifact_id: string;
+  created: number;
+  is_loaded: boolean;
+  dim: number | null;
+}
+
+export interface Hit {
+  text: string;
+  label: string | null;
+  score: number;
+}
+
+export type SearchAnswer =
+  | { ready: false; n_done: number; n_texts: number }
+  | { ready: true; artifact: string; untuned: boolean; n_texts: number; results: Hit[]; encode_s: number; search_s: number };
 
 /** What names a run among all: `experiment/name`. */
 export function runKey(run: { experiment_name: string; name: string }): string {
@@ -126,4 +185,9 @@ export function hasEnded(status: Status): boolean {
 /** The path of a run's view on the server, and the query that goes with it. */
 export function runPath(name: string, view = ""): string {
   return `/runs/${encodeURIComponent(name)}${view}`;
+}
+
+/** The path of stored data on the server; a name may hold one slash, which divides it. */
+export function dataPath(name: string): string {
+  return `/data/${name.split("/").map(encodeURIComponent).join("/")}`;
 }

@@ -1,6 +1,6 @@
 // Small parts that every view is made of.
 import type { ComponentChildren } from "preact";
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import type { ApiError } from "../api";
 import { duration, percent } from "../format";
 import type { Outcome, Progress, Status } from "../records";
@@ -137,12 +137,21 @@ export function Confirm(
 
 /** A text to copy. */
 export function Code({ text, label }: { text: string; label: string }) {
+  const [isCopied, setIsCopied] = useState(false);
+  const pre = useRef<HTMLPreElement>(null);
+  useEffect(() => setIsCopied(false), [text]);
+  const copy = async () => {
+    // A page that came without TLS may not write to the clipboard; then the text is marked, for Ctrl-C.
+    const written = await navigator.clipboard?.writeText(text).then(() => true, () => false);
+    if (written) setIsCopied(true);
+    else getSelection()?.selectAllChildren(pre.current!);
+  };
   return (
     <div class="code">
-      <button type="button" class="small" onClick={() => void navigator.clipboard?.writeText(text)}>
-        Copy<span class="unseen"> {label}</span>
+      <button type="button" class="small" onClick={() => void copy()}>
+        {isCopied ? "Copied" : "Copy"}<span class="unseen"> {label}</span>
       </button>
-      <pre tabIndex={0} aria-label={label}>{text}</pre>
+      <pre ref={pre} tabIndex={0} aria-label={label} role="region">{text}</pre>
     </div>
   );
 }
