@@ -146,8 +146,8 @@ def _split_line(share: float, data: EvaluationSet, *, is_same: bool) -> str:
     n_labels = len(set(data.queries.labels))
     searched = "themselves" if is_same else f"{len(data.index)} others"
     return (
-        f"Held out of the training data (hold_out={share:g}): {len(data.queries)} queries of {n_labels} "
-        f"labels, searched among {searched}"
+        f"Held out: {len(data.queries)} queries of {n_labels} labels, searched among {searched} "
+        f"(hold_out={share:g})"
     )
 
 

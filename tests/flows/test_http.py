@@ -167,7 +167,7 @@ def test_a_csv_becomes_stored_data_that_a_run_is_given_and_evaluated_with(server
     run = finetuner.fit("tiny", "me/x", **settings)
     assert finetuner.delete_data("me/x") == answer.json()
     assert server.wait_until_ended("held")["status"] == "FINISHED"
-    assert "(hold_out=0.3): 5 queries of 5 labels, searched among 13 others" in run.logs()
+    assert "Held out: 5 queries of 5 labels, searched among 13 others (hold_out=0.3)" in run.logs()
     assert "13 texts with 6 labels" in run.logs()
     assert sorted(run.metrics()) == ["after", "before"]
     finetuner.delete_run("held")
