@@ -10,28 +10,51 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from finetuner import __version__
 from finetuner.alias_command import alias
 from finetuner.client import NO_TOKEN, server_url, token
+from finetuner.command_errors import reported
 from finetuner.config import workspace_dir
 from finetuner.data_command import data_app
-from finetuner.errors import ConfigError, FinetunerError
+from finetuner.doctor_command import doctor
+from finetuner.encode_command import encode
+from finetuner.errors import ConfigError
+from finetuner.fit_command import fit
 from finetuner.gatekeeper import check_host
 from finetuner.gc_command import gc
+from finetuner.run_command import register
 from finetuner.token_command import token_app
 
 app = typer.Typer(
-    help="Fine-tune, evaluate and serve text embedding models on your own machine.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"finetuner-flow {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
-def main() -> None:
-    """Fine-tune, evaluate and serve text embedding models on your own machine."""
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Fine-tune, evaluate and serve text embedding models on your own machine.
+
+    FINETUNER_HOST names the server, FINETUNER_TOKEN is sent to it.
+
+    \b
+    finetuner doctor                  is this machine fit for it?
+    finetuner serve                   start the service
+    finetuner fit --model all-minilm-l6-v2 --data train.csv --hold-out 0.2 --follow
+    finetuner encode --model my-run < texts.txt > vectors.npy
+    """
 
 
 @app.command()
@@ -39,7 +62,7 @@ def serve(
     flow: Annotated[str, typer.Option(help="The Flow's YAML file.")] = "flows/all.yml",
     workspace: Annotated[
         Path | None,
-        typer.Option(help="The folder of data, runs and models. [default: FINETUNER_WORKSPACE]"),
+        typer.Option(help="The folder of data, runs and models. Default: FINETUNER_WORKSPACE."),
     ] = None,
     host: Annotated[
         str, typer.Option(help="Where to listen. Another than loopback needs a token.")
@@ -51,7 +74,13 @@ def serve(
         typer.Option(help="A page's origin that browsers may let in; may be given several times."),
     ] = None,
 ) -> None:
-    """Start the service and stop it whole on Ctrl-C or SIGTERM."""
+    """Start the service and stop it whole on Ctrl-C or SIGTERM.
+
+    \b
+    finetuner serve
+    finetuner serve --workspace /mnt/shared --http-port 8080
+    finetuner serve --flow flows/serve.yml --host 0.0.0.0
+    """
     from finetuner.serve import Service, flow_path
 
     folder = workspace_dir(workspace)
@@ -65,7 +94,7 @@ def serve(
             f"Ctrl-C stops it."
         )
 
-    try:
+    with reported():
         check_host(host, folder)
         for port in (grpc_port, http_port):
             _check_free(host, port)
@@ -79,9 +108,6 @@ def serve(
         )
         console.print("Starting ...")
         service.run(say_ready)
-    except FinetunerError as error:
-        errors.print(f"[red]Error:[/red] {error}", soft_wrap=True)
-        raise typer.Exit(1) from error
     console.print("Stopped.")
 
 
@@ -112,7 +138,11 @@ def env() -> None:
         typer.echo(f"export {name}={shlex.quote(value)}")
 
 
+app.command()(fit)
+register(app)
+app.command()(encode)
 app.command()(alias)
+app.command()(doctor)
 app.command()(gc)
 app.add_typer(data_app, name="data")
 app.add_typer(token_app, name="token")

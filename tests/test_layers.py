@@ -97,6 +97,9 @@ EDGE = (
     *("availability", "connections", "direct", "gc_command", "overload", "parts", "serve"),
     *("log_tail", "page_routes", "stream_routes"),
     *("grpc_access", "http_access", "token_command"),
+    *("checkup", "machine_checks", "service_checks", "doctor_command"),
+    *("command_errors", "exit_codes", "encode_command", "vector_files"),
+    *("fit_command", "named_run", "run_command", "run_progress", "run_tables"),
 )
 
 _MODULES = sorted(path.relative_to(_PACKAGE).as_posix()[:-3] for path in _PACKAGE.rglob("*.py"))
