@@ -156,9 +156,9 @@ def _parameters(request: Request, run_name: str, *known: str) -> dict[str, Any]:
 
 
 def _add_run_views(app: FastAPI, call: Call) -> None:
-    @app.get("/runs", tags=["runs"], summary="List runs")
+    @app.get("/runs", tags=["runs"], summary="List runs, `?order=newest` first or oldest")
     async def list_runs(request: Request) -> Response:
-        parameters = query(request, "experiment_name", "page", "size")
+        parameters = query(request, "experiment_name", "page", "size", "order")
         return json_response(read_json_document(await call("/runs", None, parameters)))
 
     @app.delete("/runs", tags=["runs"], summary="Delete all runs of an experiment, or of all")

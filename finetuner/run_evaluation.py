@@ -16,16 +16,10 @@ from finetuner.data import read_jsonl
 from finetuner.encoder import torch_encoder
 from finetuner.evaluation import EvaluationSet, evaluate, skipped_line
 from finetuner.files import write_json
+from finetuner.json_lines import count_lines, keep_lines
 from finetuner.models import LoadedModel
-from finetuner.runs import (
-    METRICS_FILE,
-    VERDICT_FILE,
-    Run,
-    append_metrics,
-    count_lines,
-    evaluation_file,
-    keep_lines,
-)
+from finetuner.run_metrics import METRICS_FILE, VERDICT_FILE, append_metrics
+from finetuner.runs import Run, evaluation_file
 from finetuner.verdict import JUDGED_METRICS, Outcome, Verdict, judge
 
 logger = logging.getLogger(__name__)
