@@ -59,9 +59,10 @@ ORDER = (
     *("training_set", "gradients", "collapse", "hard_negatives", "checkpoint"),
     *("trainer", "training", "artifact", "onnx_export", "backends", "encoder", "batcher"),
     *("search", "evaluation", "quantization", "verdict", "states", "runs"),
-    *("identity", "run_keys", "run_index", "run_store", "resubmission", "space"),
+    *("identity", "run_keys", "run_index", "run_store", "starting_model", "resubmission", "space"),
     *("aliases", "targets", "alias_store", "alias_api", "retention"),
-    *("encoder_cache", "serving_metrics", "encode_parameters", "watchdog", "encode_api"),
+    *("encoder_cache", "serving_metrics", "encode_parameters", "watchdog", "text_index"),
+    *("search_api", "encode_api"),
     *("loggers", "monitoring", "submission"),
     *("run_evaluation", "publishing", "stopping", "worklog", "job", "worker"),
     *("run_queue", "silence", "interruption", "gpus", "worker_process", "supervisor"),
@@ -88,7 +89,7 @@ EDGE = (
     *("alias_command", "alias_routes", "cli", "encode_routes", "flow_calls", "http_api"),
     *("http_messages", "http_metrics", "hub_routes", "openai_routes", "openapi"),
     *("availability", "connections", "direct", "gc_command", "overload", "parts", "serve"),
-    *("log_tail", "page_routes", "stream_routes"),
+    *("log_tail", "page_routes", "search_routes", "stream_routes"),
     *("grpc_access", "http_access", "token_command"),
 )
 
