@@ -24,6 +24,7 @@ from finetuner.encode_parameters import EncodeParameters, TextParameters
 from finetuner.encoder import Encoder
 from finetuner.encoder_cache import EncoderCache, Served
 from finetuner.errors import DeadlineExceededError, DigestMismatchError, UnavailableError
+from finetuner.search_api import SearchAPI
 from finetuner.serving_metrics import EncodeMetrics
 from finetuner.vectors import shape_vectors
 from finetuner.watchdog import Watchdog
@@ -109,6 +110,9 @@ class EncodeAPI:
             n_threads=1 if is_cpu else None,
             pinned=self._aliased,
             max_bytes=max_model_bytes,
+        )
+        self.search = SearchAPI(
+            workspace, cache=self._cache, batcher=self._batcher, find=self._locate
         )
         self._metrics = EncodeMetrics(self._batcher, self._cache)
         self._shadows: set[asyncio.Future[None]] = set()
@@ -221,6 +225,7 @@ class EncodeAPI:
 
     def close(self) -> None:
         """Finish what was taken, and stop."""
+        self.search.close()
         self._batcher.close()
         self._watchdog.close()
         self._tokenizing.shutdown()
@@ -233,6 +238,13 @@ class EncodeAPI:
     def _warm(self, target: Target) -> None:
         """Load what an alias shall point to, and run it once."""
         self._cache.load(self._aliases.locate(target)).encoder.encode(["warm-up"])
+
+    def _locate(self, name: str | None, client: str) -> Path:
+        """Return where an artifact, an alias's choice for a client, or the default is."""
+        alias = None if name is None else self._aliases.find(name)
+        if alias is None:
+            return self._cache.find(name)
+        return self._aliases.locate(choose(alias, client or None), alias=alias.name)
 
     async def _find(self, parameters: TextParameters) -> Served:
         name = parameters.artifact

@@ -37,6 +37,7 @@ from finetuner.openapi import CHECKED, ERROR, FIT_BODY, RUN, RUN_BEFORE, describ
 from finetuner.overload import OverloadGate
 from finetuner.page_routes import add_page_routes
 from finetuner.run_store import RunStore
+from finetuner.search_routes import add_search_routes
 from finetuner.space import Space
 from finetuner.stream_routes import add_stream_routes
 from finetuner.wire import json_document, read_json_document
@@ -84,6 +85,7 @@ def build_app(
     _add_health(app, availability)
     add_encode_routes(app, call, gate)
     add_openai_routes(app, call, gate)
+    add_search_routes(app, call)
     _add_fit(app, call)
     _add_run_views(app, call)
     add_stream_routes(app, call, workspace, Tails(lambda: availability.is_stopping))

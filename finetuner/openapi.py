@@ -9,6 +9,7 @@ from finetuner.config import RunConfig
 from finetuner.data_report import Form
 from finetuner.encode_parameters import EncodeParameters, TextParameters
 from finetuner.schema import describe
+from finetuner.search_api import SearchParameters
 
 _TEXT = {"type": "string"}
 
@@ -176,6 +177,35 @@ RANK_BODY["properties"]["top_k"] = {
     "minimum": 1,
     "description": "how many texts to return; all when left out",
 }
+SEARCH_BODY = _body(
+    describe(SearchParameters),
+    {"data": [{"text": "a query"}]},
+    data={"type": "array", "items": _object(text=_TEXT), "minItems": 1, "maxItems": 1},
+)
+_SECONDS = {"type": "number"}
+SEARCH_RESULT = _answer(
+    "The nearest texts",
+    _object(
+        ready={"const": True},
+        artifact=_TEXT,
+        untuned={"type": "boolean"},
+        n_texts={"type": "integer"},
+        results={
+            "type": "array",
+            "items": _object(
+                text=_TEXT,
+                label={"type": ["string", "null"]},
+                score={"type": "number", "description": "the cosine"},
+            ),
+        },
+        encode_s=_SECONDS,
+        search_s=_SECONDS,
+    ),
+)
+SEARCH_IN_WORK = _answer(
+    "How far the index is, which is made at the first search: ask again",
+    _object(ready={"const": False}, n_done={"type": "integer"}, n_texts={"type": "integer"}),
+)
 _TOKEN_IDS = {"type": "array", "items": {"type": "integer"}}
 EMBEDDINGS_BODY = {
     **_object(

@@ -58,6 +58,8 @@ ROUTES = {
     ("POST", "/rank"): ENCODE,
     ("POST", "/tokenize"): ENCODE,
     ("POST", "/v1/embeddings"): ENCODE,
+    # What it finds are texts of runs and stored ones, which `encode` alone shall not see.
+    ("POST", "/search"): READ,
     ("GET", "/models"): READ_OR_ENCODE,
     ("GET", "/v1/models"): READ_OR_ENCODE,
     ("GET", "/v1/models/{id:path}"): READ_OR_ENCODE,
@@ -99,6 +101,7 @@ ROUTES = {
 ENDPOINTS = {
     "/encode": ENCODE,
     "/tokenize": ENCODE,
+    "/search": READ,
     "/models": READ_OR_ENCODE,
     "/ready": ANY_TOKEN,
     "_jina_dry_run_": ANY_TOKEN,

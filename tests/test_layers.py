@@ -63,9 +63,10 @@ ORDER = (
     *("trainer", "training", "artifact", "onnx_export", "backends", "encoder", "batcher"),
     *("search", "evaluation", "quantization", "verdict", "states"),
     *("run_metrics", "runs", "run_summary"),
-    *("identity", "run_keys", "run_index", "run_store", "resubmission", "space"),
+    *("identity", "run_keys", "run_index", "run_store", "starting_model", "resubmission", "space"),
     *("aliases", "targets", "alias_store", "alias_api", "retention"),
-    *("encoder_cache", "serving_metrics", "encode_parameters", "watchdog", "encode_api"),
+    *("encoder_cache", "serving_metrics", "encode_parameters", "watchdog", "text_index"),
+    *("search_api", "encode_api"),
     *("run_data", "loggers", "monitoring", "submission", "request_check"),
     *("run_evaluation", "publishing", "pace", "run_progress"),
     *("stopping", "worklog", "job", "worker"),
@@ -97,7 +98,7 @@ EDGE = (
     *("encode_routes", "flow_calls", "http_api"),
     *("http_messages", "http_metrics", "hub_routes", "openai_routes", "openapi"),
     *("availability", "connections", "direct", "gc_command", "overload", "parts", "serve"),
-    *("log_tail", "page_routes", "stream_routes"),
+    *("log_tail", "page_routes", "search_routes", "stream_routes"),
     *("grpc_access", "http_access", "token_command"),
 )
 
