@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { test } from "node:test";
-import { dataName, fieldOf, RECOMMENDED, requestOf, withLoss } from "../src/fit_request";
+import { dataName, fieldOf, fitted, missing, RECOMMENDED, requestOf, withLoss } from "../src/fit_request";
 import { curlOf, type Json, python, pythonOf, shellWord } from "../src/source_text";
 
 const SERVER = { origin: "http://127.0.0.1:51001", asksForToken: false };
@@ -104,11 +104,27 @@ test("pairs have no classes, and what is no number goes to the server as it is",
   });
 });
 
+test("other data get what is recommended for them, but for what was chosen", () => {
+  const none = { loss: false, evaluation: false };
+  const scored = fitted(RECOMMENDED, "scored pairs", none);
+  assert.deepEqual([scored.loss, scored.loss_option, scored.evaluation], ["CoSENTLoss", "20", "none"]);
+  assert.deepEqual(fitted(scored, "labels", none), RECOMMENDED);
+  const own = { ...RECOMMENDED, loss: "CircleLoss", loss_option: "" };
+  assert.deepEqual(fitted(own, "pairs", { loss: true, evaluation: true }), own);
+});
+
+test("an evaluation with data of its own needs queries", () => {
+  assert.deepEqual(missing({ ...RECOMMENDED, evaluation: "separate" }).map(({ field }) => field), ["query_data"]);
+  assert.deepEqual(missing({ ...RECOMMENDED, evaluation: "separate", query_data: "q" }), []);
+  assert.deepEqual(missing(RECOMMENDED), []);
+});
+
 test("the server's fields find theirs", () => {
   assert.equal(fieldOf("epochs"), "epochs");
   assert.equal(fieldOf("loss_options.temperature"), "loss_option");
   assert.equal(fieldOf("EvaluationCallback.hold_out"), "hold_out");
   assert.equal(fieldOf("callbacks[0].options.query_data"), "query_data");
+  assert.equal(fieldOf("callbacks[0]"), "evaluation");
   assert.equal(fieldOf("n_processes"), "");
   assert.equal(fieldOf("constructor"), "");
 });

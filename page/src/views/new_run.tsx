@@ -1,7 +1,7 @@
 // A new run: choose data, see what the server finds in it, set what differs from what is recommended, start.
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { ApiError, send, token } from "../api";
-import { fieldOf, findLoss, type Form, LOSSES, MODELS, recommendedLoss, RECOMMENDED, requestOf, withLoss } from "../fit_request";
+import { type Chosen, fieldOf, findLoss, fitted, type Form, LOSSES, missing, MODELS, recommendedLoss, RECOMMENDED, requestOf, withLoss } from "../fit_request";
 import { plural, size } from "../format";
 import { asApiError, usePolled } from "../live";
 import { Card, Code, ErrorNote, Loading, Note } from "../parts/basics";
@@ -23,22 +23,24 @@ interface Group {
 
 export default function NewRun() {
   const [form, setForm] = useState<Form>(RECOMMENDED);
-  const [isLossChosen, setIsLossChosen] = useState(false);
+  const [chosen, setChosen] = useState<Chosen>({ loss: false, evaluation: false });
   const request = useMemo(() => requestOf(form), [form]);
   const stored = usePolled<{ items: StoredData[] }>("/data", {}, 10_000);
   const { check, error, isPending } = useCheck(form.train_data ? request : null);
   const dataForm = check?.train_data?.form;
   const change = (changes: Partial<Form>) => {
-    if (changes.loss !== undefined) setIsLossChosen(true);
+    setChosen((now) => ({ loss: now.loss || "loss" in changes, evaluation: now.evaluation || "evaluation" in changes }));
     setForm((now) => (changes.loss === undefined ? { ...now, ...changes } : withLoss({ ...now, ...changes }, changes.loss)));
   };
   useEffect(() => {
-    if (dataForm && !isLossChosen) setForm((now) => withLoss(now, recommendedLoss(dataForm).name));
-  }, [dataForm, isLossChosen]);
+    if (dataForm) setForm((now) => fitted(now, dataForm, chosen));
+  }, [dataForm]);
   const key = useKey(request);
   const [refusal, setRefusal] = useState<Complaint | null>(null);
   useEffect(() => setRefusal(null), [form]);
-  const complaints = [...(check?.problems ?? []), ...(refusal ? [refusal] : [])];
+  const lacking = missing(form);
+  const found = (check?.problems ?? []).filter(({ field }) => !lacking.length || fieldOf(field) !== "evaluation");
+  const complaints: Complaint[] = [...lacking, ...found, ...(refusal ? [refusal] : [])];
   const problems = (field: keyof Form) => complaints.filter((c) => fieldOf(c.field) === field).map((c) => c.message);
   const group = { form, change, problems };
   return (
