@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from finetuner.errors import (
     FinetunerServerError,
     RunInProgressError,
     RunNotFoundError,
+    UnavailableError,
 )
 from finetuner.json_lines import read_page
 from finetuner.pairs import read_documents
@@ -267,14 +267,37 @@ class RunAPI:
             runs = self._store.list(read(RunPage, parameters, "parameters").experiment_name)
         records = list(self._shown(runs))
         for run in runs:
-            with contextlib.suppress(RunNotFoundError):  # another request was quicker
-                if not self._supervisor.cancel(run).status.is_terminal:
-                    raise RunInProgressError(
-                        f"run `{run.name}` has a worker on another machine, which ends it within "
-                        "seconds: delete it again then"
-                    )
-                self._store.delete(run)
+            try:
+                self._delete(run)
+            except RunNotFoundError:  # another request was quicker, unless the volume went away
+                self._check_gone(run)
         return {"items": records}
+
+    def _delete(self, run: Run) -> None:
+        if not self._supervisor.cancel(run).status.is_terminal:
+            raise RunInProgressError(
+                f"run `{run.name}` has a worker on another machine, which ends it within seconds: "
+                "delete it again then"
+            )
+        self._store.delete(run)
+
+    def _check_gone(self, run: Run) -> None:
+        """Pass when a run is no more.
+
+        :raises UnavailableError: When the volume is away, or was for a moment and the run is back.
+        """
+        self.check_there()
+        if run.exists():
+            raise UnavailableError(
+                f"the volume was away for a moment, and run `{run.name}` is still there: delete it again"
+            )
+
+    def check_there(self) -> None:
+        """Pass unless the volume is away, where nothing can be found.
+
+        :raises UnavailableError: When it is.
+        """
+        self._store.check_there()
 
     def experiments(self, _parameters: dict[str, Any]) -> dict[str, Any]:
         """List experiments."""

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 from finetuner.config import RunConfig
@@ -8,11 +10,12 @@ from finetuner.errors import (
     RunExistsError,
     RunNotFoundError,
     RunPreparingError,
+    UnavailableError,
 )
 from finetuner.run_api import RunAPI
 from finetuner.run_metrics import append_metrics
 from finetuner.run_store import RunStore
-from finetuner.runs import STEPS_FILE
+from finetuner.runs import STEPS_FILE, Run
 from finetuner.states import Actor, Status
 from finetuner.supervisor import Supervisor
 
@@ -158,3 +161,33 @@ def test_a_damaged_run_does_not_break_the_list(api, run, tmp_path, monkeypatch, 
     (damaged.folder / "spec.json").write_bytes(b"\0" * 100)
     assert [item["name"] for item in api.runs({})["items"]] == ["one"]
     assert "spec.json of run `damaged`" in caplog.text
+
+
+@pytest.mark.parametrize("returns", [False, True])
+def test_a_volume_that_goes_away_during_a_deletion_is_no_deletion(
+    api, run, tmp_path, monkeypatch, returns
+):
+    ask_to_cancel = Run.ask_to_cancel
+
+    def away(self):
+        (tmp_path / "runs").rename(tmp_path / "elsewhere")
+        try:
+            ask_to_cancel(self)
+        finally:
+            if returns:
+                (tmp_path / "elsewhere").rename(tmp_path / "runs")
+
+    monkeypatch.setattr(Run, "ask_to_cancel", away)
+    with pytest.raises(UnavailableError, match="the volume (is|was) away"):
+        api.delete(NAME)
+
+
+def test_deleting_what_another_request_deletes_meanwhile_is_done(api, run, monkeypatch):
+    ask_to_cancel = Run.ask_to_cancel
+
+    def quicker(self):
+        shutil.rmtree(self.folder)
+        ask_to_cancel(self)
+
+    monkeypatch.setattr(Run, "ask_to_cancel", quicker)
+    assert [item["name"] for item in api.delete(NAME)["items"]] == ["one"]

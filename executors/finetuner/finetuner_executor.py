@@ -8,7 +8,7 @@ from docarray import DocumentArray
 from jina import Executor, requests
 
 from finetuner.config import workspace_dir as resolve_workspace
-from finetuner.errors import MalformedRequestError
+from finetuner.errors import MalformedRequestError, NotFoundError
 from finetuner.files import volume_trouble
 from finetuner.hardening import harden_docarray
 from finetuner.run_api import RunAPI
@@ -122,6 +122,9 @@ class FinetunerExecutor(Executor):
         parameters = own_parameters(parameters)
         try:
             return json_document(await asyncio.to_thread(method, self._api, parameters))
+        except NotFoundError:
+            self._api.check_there()  # a volume that has just gone away takes all that is asked for with it
+            raise
         except OSError as exc:
             trouble = volume_trouble(exc)
             if trouble is None:
