@@ -4,6 +4,7 @@ from finetuner.config import RunConfig
 from finetuner.data import from_rows
 from finetuner.errors import (
     ConfigError,
+    FinetunerServerError,
     InsufficientSpaceError,
     RunExistsError,
     RunNotFoundError,
@@ -149,3 +150,14 @@ def test_a_damaged_run_does_not_break_the_list(api, run, tmp_path, monkeypatch, 
     (damaged.folder / "spec.json").write_bytes(b"\0" * 100)
     assert [item["name"] for item in api.runs({})["items"]] == ["one"]
     assert "spec.json of run `damaged`" in caplog.text
+
+
+def test_the_map_of_a_run(api, run):
+    assert api.map(NAME) == {"evaluations": {}}
+    (run.folder / "map.json").write_bytes(b'{"evaluations": {"model": {"n_texts": 2}}}')
+    assert api.map(NAME) == {"evaluations": {"model": {"n_texts": 2}}}
+    (run.folder / "map.json").write_bytes(b'{"evaluations')
+    with pytest.raises(FinetunerServerError, match="file map.json of run `one` is damaged"):
+        api.map(NAME)
+    with pytest.raises(RunNotFoundError, match="no run `two`"):
+        api.map({"run_name": "two"})
