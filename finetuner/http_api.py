@@ -33,14 +33,14 @@ from finetuner.http_metrics import add_metrics
 from finetuner.hub_routes import add_hub_routes
 from finetuner.log_tail import Tails
 from finetuner.openai_routes import add_openai_routes
-from finetuner.openapi import CHECKED, ERROR, FIT_BODY, RUN, RUN_BEFORE, described
+from finetuner.openapi import CHECKED, ERROR, FIT_BODY, MAP, RUN, RUN_BEFORE, described
 from finetuner.overload import OverloadGate
 from finetuner.page_routes import add_page_routes
 from finetuner.run_store import RunStore
 from finetuner.search_routes import add_search_routes
 from finetuner.space import Space
 from finetuner.stream_routes import add_stream_routes
-from finetuner.wire import json_document, read_json_document
+from finetuner.wire import JSON, json_document, read_json_document
 
 _RUN_FIELDS = ("run_name", "experiment_name")
 
@@ -195,6 +195,20 @@ def _add_run_views(app: FastAPI, call: Call) -> None:
     add_view("/runs/{run_name}/status", "/status", "Its state")
     add_view("/runs/{run_name}/metrics", "/metrics", "Its metrics so far: before, after, by epoch")
     add_view("/runs/{run_name}/examples", "/examples", "Matches of some queries before and after")
+    _add_map(app, call)
+
+
+def _add_map(app: FastAPI, call: Call) -> None:
+    @app.get(
+        "/runs/{run_name}/map",
+        tags=["runs"],
+        summary="Where the texts of its evaluations lie for the model, before and after",
+        responses={200: MAP, 404: ERROR},
+    )
+    async def run_map(run_name: str, request: Request) -> Response:
+        answer = await call("/map", None, _parameters(request, run_name))
+        # As it is: to read and write megabytes again would keep all other requests waiting.
+        return Response(answer[0].text, media_type=JSON)
 
 
 def _add_artifact(app: FastAPI, workspace: Path) -> None:

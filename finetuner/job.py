@@ -34,6 +34,7 @@ from finetuner.run_metrics import METRICS_FILE, VERDICT_FILE, read_metrics
 from finetuner.run_progress import RunProgress
 from finetuner.runs import (
     CHECKPOINTS,
+    MAP_FILE,
     STEPS_FILE,
     TRAIN_FILE,
     VALIDATION_FILE,
@@ -83,7 +84,7 @@ class Job:
         started = time.monotonic()
         saved = self._checkpoints.newest()
         if saved is None:
-            for name in (METRICS_FILE, STEPS_FILE, "examples.json", VERDICT_FILE):
+            for name in (METRICS_FILE, STEPS_FILE, "examples.json", VERDICT_FILE, MAP_FILE):
                 (self._run.folder / name).unlink(missing_ok=True)
         remove_leftovers(self._run.folder)
         self._loaded = self._load()
@@ -262,6 +263,7 @@ class Job:
             logger.info("Evaluating the final weights ...")
             self._evaluate(read_metrics(self._run.folder)["epochs"][-1]["epoch"])
         verdicts = self._evaluations.conclude()
+        self._evaluations.finish_map()
         Publisher(self._run, self._config, self._evaluations, self._set_details).publish(
             self._loaded, verdicts
         )

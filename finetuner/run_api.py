@@ -259,6 +259,10 @@ class RunAPI:
         """Give the matches of some queries before and after."""
         return self._find(parameters).examples()
 
+    def map(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Give where the texts of a run's evaluations lie, before and after."""
+        return self._find(parameters).map()
+
     def delete(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Delete one run, the runs of an experiment, or all; give what they were."""
         if "run_name" in parameters:

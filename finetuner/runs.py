@@ -7,11 +7,12 @@ runs/{experiment}/{run_name}/
   cancel.json    there once its owner wants it to end
   log.txt        what the worker writes
   metrics.jsonl  one line an evaluation
-  steps.jsonl    one line a batch: loss, active share, learning rate
+  steps.jsonl    one line a batch: loss, active share, learning rate, texts, when
   verdict.json   what fine-tuning changed, when it was evaluated
   checkpoints/   where it goes on from after an interruption; gone when it is finished
   epochs/        models of the last epochs, when TrainingCheckpoint asks for them
   examples.json  matches of some queries before and after, when asked for
+  map.json       where the texts of its evaluations lie for the model, before and after
   data/          the texts it trains on and is evaluated with
   {run_name}.zip the artifact, once it is finished
 
@@ -50,6 +51,7 @@ TRAIN_FILE = "train.jsonl"
 VALIDATION_FILE = "validation.jsonl"
 LOG_FILE = "log.txt"
 STEPS_FILE = "steps.jsonl"
+MAP_FILE = "map.json"
 CHECKPOINTS = "checkpoints"
 HEARTBEAT_FILE = "heartbeat.json"
 CANCEL_FILE = "cancel.json"
@@ -299,6 +301,22 @@ class Run:
         self.check_finished()
         path = self.folder / "examples.json"
         return dict(read_json(path)) if path.exists() else {"before": {}, "after": {}}
+
+    def map(self) -> dict[str, Any]:
+        """Return where the texts of its evaluations lie, before and after; empty until there is one.
+
+        :raises RunNotFoundError: When the run was deleted.
+        :raises FinetunerServerError: When the file is damaged.
+        """
+        self.state()
+        try:
+            return dict(read_json(self.folder / MAP_FILE))
+        except FileNotFoundError:
+            return {"evaluations": {}}
+        except ValueError as exc:
+            raise FinetunerServerError(
+                f"The file {MAP_FILE} of run `{self.name}` is damaged; remove it", str(exc)
+            ) from exc
 
     def check_finished(self) -> None:
         """Pass when there is an artifact.

@@ -6,6 +6,7 @@ from finetuner.config import RunConfig
 from finetuner.data import from_rows
 from finetuner.errors import (
     ConfigError,
+    FinetunerServerError,
     InsufficientSpaceError,
     RunExistsError,
     RunNotFoundError,
@@ -191,3 +192,14 @@ def test_deleting_what_another_request_deletes_meanwhile_is_done(api, run, monke
 
     monkeypatch.setattr(Run, "ask_to_cancel", quicker)
     assert [item["name"] for item in api.delete(NAME)["items"]] == ["one"]
+
+
+def test_the_map_of_a_run(api, run):
+    assert api.map(NAME) == {"evaluations": {}}
+    (run.folder / "map.json").write_bytes(b'{"evaluations": {"model": {"n_texts": 2}}}')
+    assert api.map(NAME) == {"evaluations": {"model": {"n_texts": 2}}}
+    (run.folder / "map.json").write_bytes(b'{"evaluations')
+    with pytest.raises(FinetunerServerError, match="file map.json of run `one` is damaged"):
+        api.map(NAME)
+    with pytest.raises(RunNotFoundError, match="no run `two`"):
+        api.map({"run_name": "two"})

@@ -131,7 +131,7 @@ def _result(run):
         path.relative_to(run.folder).as_posix(): path.read_bytes()
         for path in (run.folder / "epochs").rglob("*.safetensors")
     }
-    names = ("metrics.jsonl", "verdict.json", "examples.json")
+    names = ("metrics.jsonl", "verdict.json", "examples.json", "map.json")
     texts = {"steps": _timeless_steps(run)}
     texts |= {name: (run.folder / name).read_text() for name in names}
     return weights, epochs, texts, manifest.metrics, manifest.verdicts

@@ -140,6 +140,7 @@ class FinetunerExecutor(Executor):
     epochs = _endpoint("/epochs", RunAPI.epochs)
     steps = _endpoint("/steps", RunAPI.steps)
     examples = _endpoint("/examples", RunAPI.examples)
+    map = _endpoint("/map", RunAPI.map)
     delete = _endpoint("/delete", RunAPI.delete)
     experiments = _endpoint("/experiments", RunAPI.experiments)
     experiment = _endpoint("/experiment", RunAPI.experiment)
