@@ -177,8 +177,12 @@ function More({ form, change, problems }: Group) {
     <TextField label={label} hint={hint} value={String(form[name])} onChange={(value) => change({ [name]: value })} problems={problems(name)} {...more} />
   );
   const isMarked = names.some((name) => problems(name).length);
+  const details = useRef<HTMLDetailsElement>(null);
+  useEffect(() => {
+    if (isMarked) details.current!.open = true; // and it stays so when what was marked is mended
+  }, [isMarked]);
   return (
-    <details open={isMarked || undefined}>
+    <details ref={details}>
       <summary><h2>More settings</h2></summary>
       <div class="stack">
         <div class="fields">
