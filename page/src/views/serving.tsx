@@ -68,6 +68,7 @@ function Aliases({ models }: { models: Model[] }) {
         {items && !items.length && (
           <Empty title="No alias yet">
             <p>An alias such as prod is a name that clients ask for. It can point to another run from one moment to the next, without a restart.</p>
+            {!models.length && <p>It needs a finished run first. <a href={to(["new"])}>Start one</a></p>}
           </Empty>
         )}
         {items && items.length > 0 && (

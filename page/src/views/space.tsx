@@ -32,6 +32,7 @@ export function SpaceView({ run }: { run: RunRecord }) {
   if (caption === undefined) return <NoMap run={run} ended={ended} />;
   return (
     <div class="stack">
+      <h2 class="unseen">Texts as points</h2>
       {captions.length > 1 && (
         <Field label="Evaluation">
           {(marks) => (
