@@ -223,7 +223,7 @@ function Verdict(
   const loose = complaints.filter(({ field }) => !fieldOf(field));
   const n_marked = complaints.length - loose.length;
   return (
-    <div class="stack tight" aria-live="polite" aria-busy={isPending}>
+    <div class="stack near" aria-live="polite" aria-busy={isPending}>
       {error && <ErrorNote error={withScope(error, "fit")} />}
       {!check && !error && <Loading what="Checking data and settings" />}
       {n_marked > 0 && (
@@ -273,7 +273,7 @@ function Start(
     setIsSending(false);
   };
   return (
-    <div class="stack tight start">
+    <div class="stack near start">
       {error && <ErrorNote error={error} />}
       <button type="button" class="primary" disabled={!isReady || isSending} onClick={() => void start()}>
         {isSending ? "Starting …" : "Start the run"}
@@ -298,7 +298,7 @@ function SameAs({ request, idempotencyKey }: { request: Record<string, Json>; id
   const server = { origin: location.origin, asksForToken: Boolean(token.value) };
   const text = language === "python" ? pythonOf(request, server) : curlOf(request, server, idempotencyKey);
   return (
-    <div class="stack tight">
+    <div class="stack near">
       <Choices
         label="Written as" value={language} onChange={setLanguage}
         choices={[{ value: "python", label: "Python" }, { value: "curl", label: "curl" }]}

@@ -60,7 +60,7 @@ function Aliases({ models }: { models: Model[] }) {
       title="Aliases"
       actions={<button type="button" disabled={!mayChange || !models.length} onClick={() => setOpen({ what: "new" })}>New alias</button>}
     >
-      <div class="stack tight">
+      <div class="stack near">
         {!mayChange && <Note><p>This token may look and not change anything here: that needs the scope admin.</p></Note>}
         {error && <ErrorNote error={error} />}
         {aliases.error && !items && <ErrorNote error={withScope(aliases.error, "read")} onRetry={aliases.refresh} />}
@@ -219,7 +219,7 @@ function Memory({ history: { last }, models, error }: { history: History; models
   const figure = (words: string, value: ComponentChildren) => <div><dt>{words}</dt><dd>{value}</dd></div>;
   return (
     <Card title="Loaded models">
-      <div class="stack tight">
+      <div class="stack near">
         {error && !models.length && <ErrorNote error={withScope(error, "encode or read")} />}
         <dl class="figures">
           {figure("in memory", n === null ? "–" : plural(n, "model"))}
