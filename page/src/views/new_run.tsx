@@ -177,8 +177,12 @@ function More({ form, change, problems }: Group) {
     <TextField label={label} hint={hint} value={String(form[name])} onChange={(value) => change({ [name]: value })} problems={problems(name)} {...more} />
   );
   const isMarked = names.some((name) => problems(name).length);
+  const details = useRef<HTMLDetailsElement>(null);
+  useEffect(() => {
+    if (isMarked) details.current!.open = true; // and it stays so when what was marked is mended
+  }, [isMarked]);
   return (
-    <details open={isMarked || undefined}>
+    <details ref={details}>
       <summary><h2>More settings</h2></summary>
       <div class="stack">
         <div class="fields">
@@ -219,7 +223,7 @@ function Verdict(
   const loose = complaints.filter(({ field }) => !fieldOf(field));
   const n_marked = complaints.length - loose.length;
   return (
-    <div class="stack tight" aria-live="polite" aria-busy={isPending}>
+    <div class="stack near" aria-live="polite" aria-busy={isPending}>
       {error && <ErrorNote error={withScope(error, "fit")} />}
       {!check && !error && <Loading what="Checking data and settings" />}
       {n_marked > 0 && (
@@ -269,7 +273,7 @@ function Start(
     setIsSending(false);
   };
   return (
-    <div class="stack tight start">
+    <div class="stack near start">
       {error && <ErrorNote error={error} />}
       <button type="button" class="primary" disabled={!isReady || isSending} onClick={() => void start()}>
         {isSending ? "Starting …" : "Start the run"}
@@ -294,7 +298,7 @@ function SameAs({ request, idempotencyKey }: { request: Record<string, Json>; id
   const server = { origin: location.origin, asksForToken: Boolean(token.value) };
   const text = language === "python" ? pythonOf(request, server) : curlOf(request, server, idempotencyKey);
   return (
-    <div class="stack tight">
+    <div class="stack near">
       <Choices
         label="Written as" value={language} onChange={setLanguage}
         choices={[{ value: "python", label: "Python" }, { value: "curl", label: "curl" }]}
