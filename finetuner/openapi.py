@@ -86,8 +86,8 @@ def _answer(description: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-def _or_null(**properties: Any) -> dict[str, Any]:
-    return {**_object(**properties), "type": ["object", "null"]}
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [schema, {"type": "null"}]}
 
 
 _POINTS = {
@@ -133,16 +133,20 @@ RUN = _answer(
         n_starts={"type": "integer"},
         position={"type": ["integer", "null"], "description": "in the queue, from 1"},
         progress=_or_null(
-            **dict.fromkeys(("epoch", "n_epochs", "step", "n_steps"), {"type": "integer"}),
-            **dict.fromkeys(("n_steps_done", "n_steps_total"), {"type": "integer"}),
-            **dict.fromkeys(("loss", "active"), {"type": "number"}),
-            **dict.fromkeys(("texts_per_s", "eta_s"), {"type": ["number", "null"]}),
+            _object(
+                **dict.fromkeys(("epoch", "n_epochs", "step", "n_steps"), {"type": "integer"}),
+                **dict.fromkeys(("n_steps_done", "n_steps_total"), {"type": "integer"}),
+                **dict.fromkeys(("loss", "active"), {"type": "number"}),
+                **dict.fromkeys(("texts_per_s", "eta_s"), {"type": ["number", "null"]}),
+            )
         ),
         metric=_or_null(
-            name=_TEXT,
-            before={"type": "number"},
-            best={"type": "number"},
-            best_epoch={"type": "integer"},
+            _object(
+                name=_TEXT,
+                before={"type": "number"},
+                best={"type": "number"},
+                best_epoch={"type": "integer"},
+            )
         ),
         verdict={"type": ["string", "null"], "enum": [*(o.value for o in Outcome), None]},
     ),
@@ -154,10 +158,6 @@ _NUMBER = {"type": "integer"}
 
 def _list(**properties: Any) -> dict[str, Any]:
     return {"type": "array", "items": _object(**properties)}
-
-
-def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"anyOf": [schema, {"type": "null"}]}
 
 
 _PROBLEMS = _list(field=_TEXT, message=_TEXT)
