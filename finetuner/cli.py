@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import shlex
 import socket
 from pathlib import Path
@@ -17,6 +19,13 @@ from finetuner.data_command import data_app
 from finetuner.errors import ConfigError, FinetunerError
 from finetuner.gatekeeper import check_host
 from finetuner.gc_command import gc
+from finetuner.log_format import (
+    LOG_FORMAT_VARIABLE,
+    LogFormat,
+    fields,
+    set_up_fresh_process,
+    set_up_logs,
+)
 from finetuner.token_command import token_app
 
 app = typer.Typer(
@@ -27,6 +36,7 @@ app = typer.Typer(
 )
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
+logger = logging.getLogger("finetuner.cli")  # also as `__main__`
 
 
 @app.callback()
@@ -50,13 +60,29 @@ def serve(
         list[str] | None,
         typer.Option(help="A page's origin that browsers may let in; may be given several times."),
     ] = None,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option(
+            envvar=LOG_FORMAT_VARIABLE,
+            help="json: each line of the service an object on standard error, requests too.",
+        ),
+    ] = LogFormat.TEXT,
 ) -> None:
     """Start the service and stop it whole on Ctrl-C or SIGTERM."""
     from finetuner.serve import Service, flow_path
 
     folder = workspace_dir(workspace)
+    os.environ[LOG_FORMAT_VARIABLE] = log_format  # for the processes that this one starts
+    set_up_logs()
+    is_json = log_format is LogFormat.JSON
+    say = logger.info if is_json else console.print
 
     def say_ready() -> None:
+        if is_json:
+            http, grpc = f"http://{host}:{http_port}", f"{host}:{grpc_port}"
+            told = fields(http=http, grpc=grpc, workspace=str(folder))
+            logger.info("Finetuner is ready.", extra=told)
+            return
         console.print(
             f"[bold]Finetuner is ready.[/bold]\n"
             f"  HTTP       http://{host}:{http_port}   (described at /docs)\n"
@@ -77,12 +103,15 @@ def serve(
             http_port=http_port,
             cors_origins=cors_origin or (),
         )
-        console.print("Starting ...")
+        say("Starting ...")
         service.run(say_ready)
     except FinetunerError as error:
-        errors.print(f"[red]Error:[/red] {error}", soft_wrap=True)
+        if is_json:
+            logger.critical("%s", error)
+        else:
+            errors.print(f"[red]Error:[/red] {error}", soft_wrap=True)
         raise typer.Exit(1) from error
-    console.print("Stopped.")
+    say("Stopped.")
 
 
 def _check_free(host: str, port: int) -> None:
@@ -116,6 +145,7 @@ app.command()(alias)
 app.command()(gc)
 app.add_typer(data_app, name="data")
 app.add_typer(token_app, name="token")
+set_up_fresh_process()
 
 
 if __name__ == "__main__":

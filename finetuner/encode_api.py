@@ -67,6 +67,16 @@ class Prepared:
     tokenize_s: float
 
 
+@dataclass
+class Progress:
+    """How far a request has come, for the figures when it ends early.
+
+    :param artifact: Empty until it was found.
+    """
+
+    artifact: str = ""
+
+
 class EncodeAPI:
     """Encodes for many clients at once.
 
@@ -132,10 +142,11 @@ class EncodeAPI:
         :raises OverloadedError: When too much is waiting.
         :raises DeadlineExceededError: When ``timeout_s`` has passed.
         """
+        progress = Progress()
         try:
-            encoded = await self._encode(texts, parameters)
+            encoded = await self._encode(texts, parameters, progress)
         except (Exception, asyncio.CancelledError) as error:
-            self._metrics.failed(error)
+            self._metrics.failed(error, artifact=progress.artifact)
             raise
         self._metrics.ended(encoded.tags, len(texts))
         self._shadow(texts, parameters)
@@ -158,17 +169,20 @@ class EncodeAPI:
         task.add_done_callback(self._shadows.discard)
 
     async def _ask_shadow(self, texts: Texts, parameters: EncodeParameters) -> None:
+        progress = Progress()
         try:
-            encoded = await self._encode(texts, parameters)
+            encoded = await self._encode(texts, parameters, progress)
         except Exception as error:  # nobody waits for it: it shows in the figures
-            self._metrics.failed(error, role=_SHADOW)
+            self._metrics.failed(error, artifact=progress.artifact, role=_SHADOW)
         else:
             self._metrics.ended(encoded.tags, len(texts), role=_SHADOW)
 
-    async def _encode(self, texts: Texts, parameters: EncodeParameters) -> Encoded:
+    async def _encode(
+        self, texts: Texts, parameters: EncodeParameters, progress: Progress
+    ) -> Encoded:
         try:
             async with asyncio.timeout(parameters.timeout_s):
-                prepared = await self._prepare(texts, parameters)
+                prepared = await self._prepare(texts, parameters, progress)
                 _check(prepared.served.encoder, parameters)
                 job = self._batcher.submit(
                     prepared.served.encoder, prepared.token_ids, client=parameters.client
@@ -263,8 +277,11 @@ class EncodeAPI:
             return served
         return await asyncio.to_thread(self._cache.load, path)
 
-    async def _prepare(self, texts: Texts, parameters: EncodeParameters) -> Prepared:
+    async def _prepare(
+        self, texts: Texts, parameters: EncodeParameters, progress: Progress
+    ) -> Prepared:
         served = await self._find(parameters)
+        progress.artifact = served.encoder.name
         started_at = time.perf_counter()
         if sum(len(text) for text in texts if isinstance(text, str | list)) < _FEW_CHARACTERS:
             token_ids = _token_ids(served, texts, parameters)

@@ -36,6 +36,7 @@ from finetuner.openai_routes import add_openai_routes
 from finetuner.openapi import CHECKED, ERROR, FIT_BODY, MAP, RUN, RUN_BEFORE, described
 from finetuner.overload import OverloadGate
 from finetuner.page_routes import add_page_routes
+from finetuner.request_log import add_request_log
 from finetuner.run_store import RunStore
 from finetuner.search_routes import add_search_routes
 from finetuner.space import Space
@@ -81,6 +82,7 @@ def build_app(
     add_metrics(app, call)
     app.add_middleware(DrainingApp, availability=availability)
     add_cors(app, cors_origins)
+    add_request_log(app)
     add_page_routes(app)
     _add_health(app, availability)
     add_encode_routes(app, call, gate)

@@ -98,7 +98,7 @@ EDGE = (
     *("encode_routes", "flow_calls", "http_api"),
     *("http_messages", "http_metrics", "hub_routes", "openai_routes", "openapi"),
     *("availability", "connections", "direct", "gc_command", "overload", "parts", "serve"),
-    *("log_tail", "page_routes", "search_routes", "stream_routes"),
+    *("log_tail", "log_format", "request_log", "page_routes", "search_routes", "stream_routes"),
     *("grpc_access", "http_access", "token_command"),
 )
 

@@ -15,6 +15,7 @@ from finetuner.direct import DirectServer, socket_name, sockets_folder
 from finetuner.encode_api import EncodeAPI
 from finetuner.encode_parameters import EncodeParameters, TextParameters
 from finetuner.hardening import harden_docarray
+from finetuner.log_format import set_up_logs
 from finetuner.schema import convert, read
 from finetuner.search_api import SearchParameters
 from finetuner.wire import (
@@ -59,6 +60,7 @@ class EncoderExecutor(Executor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        set_up_logs()
         harden_docarray()
         unknown_arguments(self, kwargs)
         # A request has few texts: to spread them over threads costs more than it gains.

@@ -11,6 +11,7 @@ from finetuner.config import workspace_dir as resolve_workspace
 from finetuner.errors import MalformedRequestError, NotFoundError
 from finetuner.files import volume_trouble
 from finetuner.hardening import harden_docarray
+from finetuner.log_format import set_up_logs
 from finetuner.run_api import RunAPI
 from finetuner.space import quota_of
 from finetuner.supervisor import Supervisor
@@ -68,6 +69,7 @@ class FinetunerExecutor(Executor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        set_up_logs()
         harden_docarray()
         unknown_arguments(self, kwargs)
         workspace = resolve_workspace(workspace_dir)
