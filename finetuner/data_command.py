@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,10 +13,11 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
+from finetuner.command_errors import reported
 from finetuner.csv_file import CSVOptions, write_csv
 from finetuner.data_report import data_report, trouble_of
 from finetuner.data_verbs import delete_data, list_data, pull_data, push_data, texts_of
-from finetuner.errors import FinetunerError
+from finetuner.exit_codes import ExitCode
 from finetuner.files import replacing
 from finetuner.pairs import read_documents
 
@@ -39,7 +38,7 @@ AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @data_app.command("list")
 def list_stored(as_json: AsJSON = False) -> None:
     """Show what is stored."""
-    with _explained():
+    with reported():
         entries = list_data()
     if as_json:
         _echo_json(entries)
@@ -62,7 +61,7 @@ def list_stored(as_json: AsJSON = False) -> None:
 @data_app.command()
 def push(name: Name, file: CSV, labelled: IsLabelled = False) -> None:
     """Store a CSV under a name, in place of what has it."""
-    with _explained():
+    with reported():
         entry = push_data(name, str(file), CSVOptions(is_labeled=labelled))
     Console(highlight=False).print(
         f"Stored as `{escape(entry['name'])}`: {entry['n_documents']} documents, "
@@ -80,7 +79,7 @@ def pull(
     as_json: AsJSON = False,
 ) -> None:
     """Fetch stored texts as a CSV."""
-    with _explained():
+    with reported():
         texts = read_documents(pull_data(name))
         content = orjson.dumps(list(texts.rows()), option=orjson.OPT_INDENT_2)
         if not as_json:
@@ -99,7 +98,7 @@ def pull(
 @data_app.command()
 def delete(name: Name) -> None:
     """Delete stored data; runs keep their texts."""
-    with _explained():
+    with reported():
         delete_data(name)
     Console(highlight=False).print(f"`{escape(name)}` is deleted.")
 
@@ -110,7 +109,7 @@ def check(file: CSV, labelled: IsLabelled = False, as_json: AsJSON = False) -> N
 
     No server is asked.
     """
-    with _explained():
+    with reported():
         texts = texts_of(str(file), CSVOptions(is_labeled=labelled))
         report, trouble = data_report(texts).answer(), trouble_of(texts)
     problems = [{"field": "train_data", "message": trouble}] if trouble else []
@@ -119,7 +118,7 @@ def check(file: CSV, labelled: IsLabelled = False, as_json: AsJSON = False) -> N
     else:
         _show(report, problems)
     if problems:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def _show(report: dict[str, Any], problems: list[dict[str, str]]) -> None:
@@ -180,15 +179,3 @@ def _cut(text: str) -> str:
 
 def _echo_json(value: Any) -> None:
     typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2))
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """End the command with the sentence of an error."""
-    try:
-        yield
-    except (FinetunerError, OSError) as error:
-        Console(stderr=True, highlight=False).print(
-            f"[red]Error:[/red] {escape(str(error))}", soft_wrap=True
-        )
-        raise typer.Exit(1) from error

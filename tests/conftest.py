@@ -252,3 +252,30 @@ def connect(monkeypatch):
         monkeypatch.setattr(module, "_client", client)
 
     return connect
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """A server that answers what the test tells it to, where the client looks for one."""
+    from fake_server import fake_server
+
+    with fake_server() as server:
+        monkeypatch.setenv("FINETUNER_HOST", server.url)
+        monkeypatch.delenv("FINETUNER_TOKEN", raising=False)
+        yield server
+
+
+@pytest.fixture
+def command():
+    """Run `finetuner` with arguments, and look at its exit code."""
+    from typer.testing import CliRunner
+
+    from finetuner.cli import app
+
+    def run(*arguments, exit_code=0, **options):
+        runner = CliRunner(env={"COLUMNS": "200"})
+        result = runner.invoke(app, [str(word) for word in arguments], **options)
+        assert result.exit_code == exit_code, (result.output, result.exception)
+        return result
+
+    return run

@@ -99,7 +99,10 @@ EDGE = (
     *("http_messages", "http_metrics", "hub_routes", "openai_routes", "openapi"),
     *("availability", "connections", "direct", "gc_command", "overload", "parts", "serve"),
     *("log_tail", "log_format", "request_log", "page_routes", "search_routes", "stream_routes"),
-    *("grpc_access", "http_access", "token_command"),
+    *("grpc_access", "http_access", "serve_command", "token_command"),
+    *("checkup", "machine_checks", "service_checks", "doctor_command"),
+    *("command_errors", "exit_codes", "encode_command", "vector_files"),
+    *("fit_command", "named_run", "run_command", "run_wait", "run_tables"),
 )
 
 _MODULES = sorted(path.relative_to(_PACKAGE).as_posix()[:-3] for path in _PACKAGE.rglob("*.py"))

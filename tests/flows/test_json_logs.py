@@ -28,9 +28,9 @@ def test_every_line_is_an_object(tmp_path, start_server, tiny_model_folder):
     lines = [json.loads(line) for line in server.log.read_text().splitlines()]
     told = {(line["logger"], line["level"], line["message"]) for line in lines}
     assert {
-        ("finetuner.cli", "INFO", "Starting ..."),
-        ("finetuner.cli", "INFO", "Finetuner is ready."),
-        ("finetuner.cli", "INFO", "Stopped."),
+        ("finetuner.serve_command", "INFO", "Starting ..."),
+        ("finetuner.serve_command", "INFO", "Finetuner is ready."),
+        ("finetuner.serve_command", "INFO", "Stopped."),
         ("finetuner.parts", "ERROR", "encoder died, exit code -9; it is started again"),
     } <= told
     requests = [line for line in lines if line["logger"] == "finetuner.request_log"]
