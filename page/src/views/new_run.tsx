@@ -10,7 +10,7 @@ import { Choices, Field, Problems, TextField } from "../parts/field";
 import { DataChoice, DataSelect, withScope } from "../parts/stored_data";
 import type { Check, Complaint, RunRecord, StoredData } from "../records";
 import { go } from "../route";
-import { curlOf, type Json, pythonOf } from "../source_text";
+import { commandOf, curlOf, type Json, pythonOf } from "../source_text";
 
 const PAUSE_MS = 400;
 
@@ -291,17 +291,21 @@ function useKey(request: Record<string, Json>): string {
   }, [content]);
 }
 
-type Language = "python" | "curl";
+type Language = "python" | "curl" | "command";
 
 function SameAs({ request, idempotencyKey }: { request: Record<string, Json>; idempotencyKey: string }) {
   const [language, setLanguage] = useState<Language>("python");
   const server = { origin: location.origin, asksForToken: Boolean(token.value) };
-  const text = language === "python" ? pythonOf(request, server) : curlOf(request, server, idempotencyKey);
+  const text = {
+    python: () => pythonOf(request, server),
+    curl: () => curlOf(request, server, idempotencyKey),
+    command: () => commandOf(request, server),
+  }[language]();
   return (
     <div class="stack near">
       <Choices
         label="Written as" value={language} onChange={setLanguage}
-        choices={[{ value: "python", label: "Python" }, { value: "curl", label: "curl" }]}
+        choices={[{ value: "python", label: "Python" }, { value: "curl", label: "curl" }, { value: "command", label: "command" }]}
       />
       <Code text={text} label={language} />
     </div>
