@@ -35,6 +35,8 @@ from finetuner.states import Actor, State, Status
 from finetuner.supervisor import Supervisor
 
 _DATA = {"train.jsonl": from_rows([["a", 1], ["b", 1]])}
+_METRICS = {f"metric_{number}": 0.5 for number in range(8)} | {"average_precision": 0.9}
+_N_EPOCHS = 3
 _START_TIMEOUT_S = 120.0
 _PAUSE_S = 0.02
 _COLUMNS = {
@@ -51,7 +53,8 @@ _COLUMNS = {
 
 
 def fill(volume: Path, n_runs: int) -> None:
-    """Write finished runs, without the fsyncs that make the store slow here."""
+    """Write finished runs that trained long ago, without the fsyncs that make the store slow here."""
+    long_ago = time.time() - 24 * 3600
     for number in range(n_runs):
         config = RunConfig(model="tiny", run_name=f"run-{number:05}")
         folder = volume / "runs" / "default" / config.run_name
@@ -62,11 +65,21 @@ def fill(volume: Path, n_runs: int) -> None:
             "description": "",
             "config": asdict(config),
         }
-        state = asdict(State(Status.FINISHED, "Run finished"))
+        state = asdict(State(Status.FINISHED, "Run finished", n_starts=1))
         del state["number"]
         (folder / "spec.json").write_bytes(orjson.dumps(spec))
         (folder / "states").mkdir()
         (folder / "states" / "000000.json").write_bytes(orjson.dumps(state))
+        os.utime(folder / "states", (long_ago, long_ago))
+        for epoch in range(_N_EPOCHS + 1):
+            append_line(folder / "metrics.jsonl", {"epoch": epoch, "metrics": _METRICS})
+        (folder / "verdict.json").write_bytes(orjson.dumps({"model": {"outcome": "improved"}}))
+
+
+def append_line(path: Path, value: Row) -> None:
+    """Add a line to a file."""
+    with path.open("ab") as file:
+        file.write(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE))
 
 
 def measure(side: str, list_runs: Callable[[], Row], volume: Path, n: int) -> Row:

@@ -197,12 +197,16 @@ class DataStore:
         :raises DataNotFoundError: When nothing has the name.
         :raises DataError: When a document has no text.
         """
+        return read_data(self.texts_path(name))
+
+    def texts_path(self, name: str) -> Path:
+        """Return the file with the texts, which is another after each push; refused as :meth:`texts`."""
         folder = self._find(name)[1]
         path = folder / _TEXTS
         if not path.exists():
             reason = read_json(folder / "no-texts.json")
             raise DataError(f"the stored data `{name}` cannot be used as texts: {reason}")
-        return read_data(path)
+        return path
 
 
 def _pad(path: Path) -> None:

@@ -25,11 +25,15 @@ class Evaluation:
     :param metrics: The nine metrics, each a mean over the queries.
     :param examples: For some queries, the nearest index texts; empty unless asked for.
     :param per_query: The metrics of each query, *Shape:* ``(n_queries,)``.
+    :param query_embeddings: *Shape:* ``(n_queries, dim)`` float32.
+    :param index_embeddings: *Shape:* ``(n_index, dim)`` float32.
     """
 
     metrics: dict[str, float]
     examples: list[dict[str, Any]]
     per_query: dict[str, NDArray[np.float64]]
+    query_embeddings: NDArray[np.float32]
+    index_embeddings: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ def evaluate(embed: Embed, data: EvaluationSet, *, callback: EvaluationCallback)
         _example(data, query, places[query], distances[query])
         for query in range(min(n_examples, len(data.queries)))
     ]
-    return Evaluation(metrics, examples, per_query)
+    return Evaluation(metrics, examples, per_query, query_embeddings, index_embeddings)
 
 
 def _example(

@@ -19,8 +19,8 @@ from finetuner.csv_file import CSVOptions
 from finetuner.errors import ConfigError
 from finetuner.named_run import AsJSON, NamedRun
 from finetuner.run_command import echo_json
-from finetuner.run_progress import wait
 from finetuner.run_tables import show_metrics
+from finetuner.run_wait import wait
 from finetuner.schema import convert, nearest
 
 # What begins so is meant as JSON, and no string when it is none.

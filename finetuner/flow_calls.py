@@ -30,7 +30,7 @@ _SHAPE = ShapeLimits(n_values=1_000_000, free_bytes=2**18)
 _ERROR = 1  # StatusProto.ERROR
 # The HTTP paths, for gRPC clients: `/runs/NAME/status` is `/status` with the parameter run_name.
 _RUN_PATH = re.compile(
-    r"/runs/(?P<run_name>[^/]+)(?P<view>/(status|logs|metrics|epochs|steps|examples))?"
+    r"/runs/(?P<run_name>[^/]+)(?P<view>/(status|logs|metrics|epochs|steps|examples|map))?"
 )
 _INTERNAL = "internal error; the server's log has it"
 _UNREADABLE = (

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Protocol
 
 import orjson
 
@@ -30,12 +31,21 @@ class Beat:
     :param n_beats: Rises while the process lives.
     :param n_said: Rises while it gets on with its work.
     :param details: How far it is, for people.
+    :param progress: The same in numbers, for programs; None until there are any.
     """
 
     number: int
     n_beats: int = 0
     n_said: int = 0
     details: str = ""
+    progress: dict[str, Any] | None = None
+
+
+class Say(Protocol):
+    """Takes how far the work is: for people, and in numbers, which stay when there are no new ones."""
+
+    def __call__(self, details: str, progress: dict[str, Any] | None = None, /) -> None:
+        """Say it."""
 
 
 def read_beat(path: Path) -> Beat | None:
@@ -75,9 +85,9 @@ class Heartbeat:
         self._ended.set()
         self._thread.join()
 
-    def say(self, details: str) -> None:
-        """Say how far the work is, and by that that it gets on."""
-        self._write(n_said=1, details=details[:_MAX_DETAILS])
+    def say(self, details: str, progress: dict[str, Any] | None = None, /) -> None:
+        """Say how far the work is, and by that that it gets on; a :class:`Say`."""
+        self._write(n_said=1, details=details[:_MAX_DETAILS], progress=progress)
 
     def _go_on(self) -> None:
         while not self._ended.wait(INTERVAL_S):
@@ -87,7 +97,13 @@ class Heartbeat:
             except OSError:  # the volume is away for a moment
                 logger.debug("cannot look at the run", exc_info=True)
 
-    def _write(self, *, n_said: int = 0, details: str | None = None) -> None:
+    def _write(
+        self,
+        *,
+        n_said: int = 0,
+        details: str | None = None,
+        progress: dict[str, Any] | None = None,
+    ) -> None:
         with self._lock:
             beat = self._beat
             self._beat = Beat(
@@ -95,6 +111,7 @@ class Heartbeat:
                 beat.n_beats + 1,
                 beat.n_said + n_said,
                 beat.details if details is None else details,
+                beat.progress if progress is None else progress,
             )
             content = orjson.dumps(self._beat)
             while len(content) > _SIZE_BYTES:  # characters that take several bytes

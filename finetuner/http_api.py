@@ -33,13 +33,15 @@ from finetuner.http_metrics import add_metrics
 from finetuner.hub_routes import add_hub_routes
 from finetuner.log_tail import Tails
 from finetuner.openai_routes import add_openai_routes
-from finetuner.openapi import CHECKED, ERROR, FIT_BODY, RUN, RUN_BEFORE, described
+from finetuner.openapi import CHECKED, ERROR, FIT_BODY, MAP, RUN, RUN_BEFORE, described
 from finetuner.overload import OverloadGate
 from finetuner.page_routes import add_page_routes
+from finetuner.request_log import add_request_log
 from finetuner.run_store import RunStore
+from finetuner.search_routes import add_search_routes
 from finetuner.space import Space
 from finetuner.stream_routes import add_stream_routes
-from finetuner.wire import json_document, read_json_document
+from finetuner.wire import JSON, json_document, read_json_document
 
 _RUN_FIELDS = ("run_name", "experiment_name")
 
@@ -80,10 +82,12 @@ def build_app(
     add_metrics(app, call)
     app.add_middleware(DrainingApp, availability=availability)
     add_cors(app, cors_origins)
+    add_request_log(app)
     add_page_routes(app)
     _add_health(app, availability)
     add_encode_routes(app, call, gate)
     add_openai_routes(app, call, gate)
+    add_search_routes(app, call)
     _add_fit(app, call)
     _add_run_views(app, call)
     add_stream_routes(app, call, workspace, Tails(lambda: availability.is_stopping))
@@ -156,9 +160,9 @@ def _parameters(request: Request, run_name: str, *known: str) -> dict[str, Any]:
 
 
 def _add_run_views(app: FastAPI, call: Call) -> None:
-    @app.get("/runs", tags=["runs"], summary="List runs")
+    @app.get("/runs", tags=["runs"], summary="List runs, `?order=newest` first or oldest")
     async def list_runs(request: Request) -> Response:
-        parameters = query(request, "experiment_name", "page", "size")
+        parameters = query(request, "experiment_name", "page", "size", "order")
         return json_response(read_json_document(await call("/runs", None, parameters)))
 
     @app.delete("/runs", tags=["runs"], summary="Delete all runs of an experiment, or of all")
@@ -193,6 +197,20 @@ def _add_run_views(app: FastAPI, call: Call) -> None:
     add_view("/runs/{run_name}/status", "/status", "Its state")
     add_view("/runs/{run_name}/metrics", "/metrics", "Its metrics so far: before, after, by epoch")
     add_view("/runs/{run_name}/examples", "/examples", "Matches of some queries before and after")
+    _add_map(app, call)
+
+
+def _add_map(app: FastAPI, call: Call) -> None:
+    @app.get(
+        "/runs/{run_name}/map",
+        tags=["runs"],
+        summary="Where the texts of its evaluations lie for the model, before and after",
+        responses={200: MAP, 404: ERROR},
+    )
+    async def run_map(run_name: str, request: Request) -> Response:
+        answer = await call("/map", None, _parameters(request, run_name))
+        # As it is: to read and write megabytes again would keep all other requests waiting.
+        return Response(answer[0].text, media_type=JSON)
 
 
 def _add_artifact(app: FastAPI, workspace: Path) -> None:

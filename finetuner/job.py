@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -13,8 +11,6 @@ from rich.console import Console
 from torch import Tensor
 
 from finetuner.adaptation import LoRAOptions, add_lora, freeze_backbone, interpolate, merge_lora
-from finetuner.artifact import unpacked
-from finetuner.backbones import locate
 from finetuner.callback import (
     BestModelCheckpoint,
     EarlyStopping,
@@ -26,26 +22,26 @@ from finetuner.checkpoint import CheckpointStore
 from finetuner.data import TrainingData
 from finetuner.device import resolve_device
 from finetuner.files import sync_file
+from finetuner.heartbeat import Say
+from finetuner.json_lines import count_lines, keep_lines
 from finetuner.loggers import LoggedRun, open_loggers
-from finetuner.models import LoadedModel, load_model, read_options
+from finetuner.models import LoadedModel
 from finetuner.monitoring import BestWeights, StopWatch
 from finetuner.pairs import PairData, read_data
 from finetuner.publishing import Publisher, keep_model, remove_leftovers
 from finetuner.run_evaluation import RunEvaluations
-from finetuner.run_store import RunStore
+from finetuner.run_metrics import METRICS_FILE, VERDICT_FILE, read_metrics
+from finetuner.run_progress import RunProgress
 from finetuner.runs import (
     CHECKPOINTS,
-    METRICS_FILE,
+    MAP_FILE,
     STEPS_FILE,
     TRAIN_FILE,
     VALIDATION_FILE,
-    VERDICT_FILE,
     Run,
-    count_lines,
-    keep_lines,
-    read_metrics,
 )
 from finetuner.schema import read
+from finetuner.starting_model import load_starting_model
 from finetuner.stopping import StopSignal
 from finetuner.trainer import EpochEnd, Progress, TrainingHooks
 from finetuner.training import train
@@ -66,9 +62,7 @@ class Job:
     :param say: Told how far it is.
     """
 
-    def __init__(
-        self, run: Run, console: Console, stop: StopSignal, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, run: Run, console: Console, stop: StopSignal, say: Say) -> None:
         self._run, self._console, self._stop, self._say = run, console, stop, say
         self._config = run.config()
         self._checkpoints = CheckpointStore(run.folder / CHECKPOINTS)
@@ -80,6 +74,7 @@ class Job:
         self._said_at = 0.0
         self._values: dict[str, float] = {}
         self._n_steps_done = 0
+        self._progress = RunProgress(self._config)
 
     def work(self) -> str:
         """Do all of it and return the details of the end state.
@@ -89,7 +84,7 @@ class Job:
         started = time.monotonic()
         saved = self._checkpoints.newest()
         if saved is None:
-            for name in (METRICS_FILE, STEPS_FILE, "examples.json", VERDICT_FILE):
+            for name in (METRICS_FILE, STEPS_FILE, "examples.json", VERDICT_FILE, MAP_FILE):
                 (self._run.folder / name).unlink(missing_ok=True)
         remove_leftovers(self._run.folder)
         self._loaded = self._load()
@@ -131,18 +126,7 @@ class Job:
         )
 
     def _load(self) -> LoadedModel:
-        """Load the backbone, or the artifact of an earlier run."""
-        config, workspace = self._config, self._run.folder.parents[2]
-        options = read_options(config.model_options)
-        if config.output_dim is not None:
-            options = replace(options, output_dim=config.output_dim)
-        if config.model_artifact is None:
-            return load_model(locate(config.model, workspace), options, seed=config.seed)
-        with unpacked(RunStore(workspace).find_artifact(config.model_artifact)) as (folder, made):
-            logger.info("Going on from the model of run '%s'", made.run_name)
-            if "normalize" not in config.model_options:
-                options = replace(options, normalize=made.normalize)
-            return load_model(folder, options, seed=config.seed)
+        return load_starting_model(self._config, self._run.folder.parents[2])
 
     def _adapt(self) -> dict[str, Tensor]:
         """Settle what of the model is trained; return the untuned weights where they are needed."""
@@ -205,7 +189,8 @@ class Job:
         if epoch == 0:
             logger.info("Evaluating the model before fine-tuning ...")
         self._set_details(f"Evaluating after epoch {epoch}" if epoch else "Evaluating before")
-        return self._evaluations.evaluate(self._loaded, epoch, step=step)
+        with self._progress.pace.evaluating():
+            return self._evaluations.evaluate(self._loaded, epoch, step=step)
 
     def _on_step(self, progress: Progress) -> None:
         if self._line is None:
@@ -219,8 +204,10 @@ class Job:
         self._loggers.log_batch(
             {**numbers, "learning_rate": progress.learning_rate}, step=progress.n_steps_done
         )
+        line = {**vars(progress), "at": round(time.time(), 3)}
         with (self._run.folder / STEPS_FILE).open("ab") as file:
-            file.write(orjson.dumps(vars(progress), option=orjson.OPT_APPEND_NEWLINE))
+            file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        self._progress.see(progress)
         if self._evaluations.is_due(progress.step) and progress.step < progress.n_steps:
             self._loaded.model.eval()
             self._evaluate(progress.epoch, progress.step)
@@ -233,7 +220,7 @@ class Job:
 
     def _set_details(self, details: str) -> None:
         self._said_at = time.monotonic()
-        self._say(details)
+        self._say(details, self._progress.numbers())
 
     def _on_epoch_end(self, end: EpochEnd) -> bool:
         """Report and evaluate an epoch; return whether to stop."""
@@ -269,15 +256,14 @@ class Job:
         for best in self._best_weights:
             best.restore_into(model)
         merge_lora(model)
-        is_changed = bool(self._best_weights) or self._config.lora is not None
         for callback in self._config.callbacks_of(WiSEFTCallback):
             model.load_state_dict(interpolate(untuned, model.state_dict(), callback.alpha))
-            is_changed = True
         model.eval()
-        if is_changed and self._evaluations.after:
+        if self._progress.evaluates_at_end and self._evaluations.after:
             logger.info("Evaluating the final weights ...")
             self._evaluate(read_metrics(self._run.folder)["epochs"][-1]["epoch"])
         verdicts = self._evaluations.conclude()
+        self._evaluations.finish_map()
         Publisher(self._run, self._config, self._evaluations, self._set_details).publish(
             self._loaded, verdicts
         )
@@ -291,6 +277,7 @@ class Job:
         return {
             "evaluations": self._evaluations.state(),
             "n_steps": count_lines(steps),
+            "pace": self._progress.pace.state(),
             "stop_watches": [(watch.best, watch.n_worse) for watch in self._stop_watches],
             "best_weights": [best.state() for best in self._best_weights],
         }
@@ -298,6 +285,8 @@ class Job:
     def _restore(self, state: dict[str, Any]) -> None:
         self._evaluations.restore(state["evaluations"])
         keep_lines(self._run.folder / STEPS_FILE, state["n_steps"])
+        if "pace" in state:  # a checkpoint of an earlier version has none
+            self._progress.pace.restore(state["pace"])
         for watch, (value, n_worse) in zip(self._stop_watches, state["stop_watches"], strict=True):
             watch.best, watch.n_worse = value, n_worse
         self._best_weights = [

@@ -10,6 +10,8 @@ from typing import Any
 
 import orjson
 
+from finetuner.files import replacing
+
 _UNREADABLE = object()
 _LONGEST_LINE_BYTES = 256 * 1024
 
@@ -70,6 +72,21 @@ class NewLines:
             return b""
         self._n_given = self._n_read
         return without_unreadable(whole.split(b"\n", n_skipped)[-1] + end)
+
+
+def count_lines(path: Path) -> int:
+    """Return how many lines a file has; 0 for none."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
+def keep_lines(path: Path, n_lines: int) -> None:
+    """Cut a file to its first lines: those after a checkpoint are written again."""
+    lines = path.read_bytes().splitlines(keepends=True)[:n_lines] if path.exists() else []
+    with replacing(path) as file:
+        file.writelines(lines)
 
 
 def _parsed(line: bytes) -> Any:

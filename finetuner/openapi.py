@@ -9,6 +9,9 @@ from finetuner.config import RunConfig
 from finetuner.data_report import Form
 from finetuner.encode_parameters import EncodeParameters, TextParameters
 from finetuner.schema import describe
+from finetuner.search_api import SearchParameters
+from finetuner.states import Status
+from finetuner.verdict import Outcome
 
 _TEXT = {"type": "string"}
 
@@ -83,18 +86,69 @@ def _answer(description: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+_POINTS = {
+    "type": "array",
+    "items": {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2},
+}
+MAP = _answer(
+    "Points of a plane, by evaluation; `after` is turned onto `before`",
+    _object(
+        evaluations={
+            "type": "object",
+            "additionalProperties": _object(
+                texts={"type": "array", "items": _TEXT},
+                labels={"type": "array", "items": {"type": ["string", "null"]}},
+                roles={"type": "array", "items": {"type": "string", "enum": ["query", "index"]}},
+                n_texts={"type": "integer"},
+                n_shown={"type": "integer"},
+                methods={
+                    "type": "object",
+                    "additionalProperties": _object(
+                        before=_POINTS,
+                        after={"oneOf": [_POINTS, {"type": "null"}]},
+                        explained=_object(before={"type": "number"}, after={}),
+                    ),
+                },
+            ),
+        }
+    ),
+)
 FIT_BODY = _fit_body()
 RUN = _answer(
     "The run",
     _object(
         name=_TEXT,
         experiment_name=_TEXT,
-        status={"type": "string", "enum": ["CREATED", "STARTED", "FINISHED", "FAILED"]},
+        status={"type": "string", "enum": [status.value for status in Status]},
         details=_TEXT,
         description=_TEXT,
         created_at=_TEXT,
         artifact_id=_TEXT,
         config=describe(RunConfig),
+        changed_at=_TEXT,
+        n_starts={"type": "integer"},
+        position={"type": ["integer", "null"], "description": "in the queue, from 1"},
+        progress=_or_null(
+            _object(
+                **dict.fromkeys(("epoch", "n_epochs", "step", "n_steps"), {"type": "integer"}),
+                **dict.fromkeys(("n_steps_done", "n_steps_total"), {"type": "integer"}),
+                **dict.fromkeys(("loss", "active"), {"type": "number"}),
+                **dict.fromkeys(("texts_per_s", "eta_s"), {"type": ["number", "null"]}),
+            )
+        ),
+        metric=_or_null(
+            _object(
+                name=_TEXT,
+                before={"type": "number"},
+                best={"type": "number"},
+                best_epoch={"type": "integer"},
+            )
+        ),
+        verdict={"type": ["string", "null"], "enum": [*(o.value for o in Outcome), None]},
     ),
 )
 RUN_BEFORE = {**RUN, "description": "The run that this request has made before"}
@@ -104,10 +158,6 @@ _NUMBER = {"type": "integer"}
 
 def _list(**properties: Any) -> dict[str, Any]:
     return {"type": "array", "items": _object(**properties)}
-
-
-def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"anyOf": [schema, {"type": "null"}]}
 
 
 _PROBLEMS = _list(field=_TEXT, message=_TEXT)
@@ -176,6 +226,35 @@ RANK_BODY["properties"]["top_k"] = {
     "minimum": 1,
     "description": "how many texts to return; all when left out",
 }
+SEARCH_BODY = _body(
+    describe(SearchParameters),
+    {"data": [{"text": "a query"}]},
+    data={"type": "array", "items": _object(text=_TEXT), "minItems": 1, "maxItems": 1},
+)
+_SECONDS = {"type": "number"}
+SEARCH_RESULT = _answer(
+    "The nearest texts",
+    _object(
+        ready={"const": True},
+        artifact=_TEXT,
+        untuned={"type": "boolean"},
+        n_texts={"type": "integer"},
+        results={
+            "type": "array",
+            "items": _object(
+                text=_TEXT,
+                label={"type": ["string", "null"]},
+                score={"type": "number", "description": "the cosine"},
+            ),
+        },
+        encode_s=_SECONDS,
+        search_s=_SECONDS,
+    ),
+)
+SEARCH_IN_WORK = _answer(
+    "How far the index is, which is made at the first search: ask again",
+    _object(ready={"const": False}, n_done={"type": "integer"}, n_texts={"type": "integer"}),
+)
 _TOKEN_IDS = {"type": "array", "items": {"type": "integer"}}
 EMBEDDINGS_BODY = {
     **_object(

@@ -58,6 +58,8 @@ ROUTES = {
     ("POST", "/rank"): ENCODE,
     ("POST", "/tokenize"): ENCODE,
     ("POST", "/v1/embeddings"): ENCODE,
+    # What it finds are texts of runs and stored ones, which `encode` alone shall not see.
+    ("POST", "/search"): READ,
     ("GET", "/models"): READ_OR_ENCODE,
     ("GET", "/v1/models"): READ_OR_ENCODE,
     ("GET", "/v1/models/{id:path}"): READ_OR_ENCODE,
@@ -73,6 +75,7 @@ ROUTES = {
     ("GET", "/runs/{run_name}/status"): READ,
     ("GET", "/runs/{run_name}/metrics"): READ,
     ("GET", "/runs/{run_name}/examples"): READ,
+    ("GET", "/runs/{run_name}/map"): READ,
     ("GET", "/runs/{run_name}/logs"): READ,
     ("GET", "/runs/{run_name}/artifact"): READ,
     ("GET", "/experiments"): READ,
@@ -99,6 +102,7 @@ ROUTES = {
 ENDPOINTS = {
     "/encode": ENCODE,
     "/tokenize": ENCODE,
+    "/search": READ,
     "/models": READ_OR_ENCODE,
     "/ready": ANY_TOKEN,
     "_jina_dry_run_": ANY_TOKEN,
@@ -115,6 +119,7 @@ ENDPOINTS = {
     "/steps": READ,
     "/metrics": READ,
     "/examples": READ,
+    "/map": READ,
     "/experiments": READ,
     "/experiment": READ,
     "/experiment/create": FIT.audited_as(Action.CREATED_EXPERIMENT),

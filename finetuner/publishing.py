@@ -19,7 +19,8 @@ from finetuner.models import LoadedModel, ModelOptions, save_model
 from finetuner.onnx_export import export_onnx
 from finetuner.quantization import add_variants, describe
 from finetuner.run_evaluation import RunEvaluations
-from finetuner.runs import CANCEL_FILE, Run, read_metrics
+from finetuner.run_metrics import read_metrics
+from finetuner.runs import CANCEL_FILE, Run
 from finetuner.verdict import Verdict
 
 logger = logging.getLogger(__name__)

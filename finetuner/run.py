@@ -171,6 +171,15 @@ class Run:
         """
         return dict(self._get("/examples"))
 
+    def map(self) -> dict[str, Any]:
+        """Return where the texts of the evaluations lie for the model, before and after, on a plane.
+
+        :returns: ``{'evaluations': {…}}``, by evaluation (``model`` without a caption): at most 20,000
+            ``texts`` with ``labels`` and ``roles``, and by method (``pca``, and ``umap`` where the server
+            has it) ``before`` and ``after``, *Shape:* ``(n_shown, 2)``. Empty until there is an evaluation.
+        """
+        return dict(self._get("/map"))
+
     def display_metrics(self) -> None:
         """Print the metrics before and after fine-tuning. Raises as :meth:`metrics`."""
         for stage, metrics in self.metrics().items():

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetuner.config import DEFAULT_EXPERIMENT, RunConfig
-from finetuner.errors import ConfigError, RunInProgressError, RunNotFoundError
+from finetuner.errors import (
+    ConfigError,
+    FinetunerServerError,
+    RunInProgressError,
+    RunNotFoundError,
+    UnavailableError,
+)
 from finetuner.json_lines import read_page
 from finetuner.pairs import read_documents
 from finetuner.request_check import check_request
+from finetuner.run_metrics import METRICS_FILE
 from finetuner.run_store import RunStore
-from finetuner.runs import METRICS_FILE, STEPS_FILE, Run
+from finetuner.run_summary import Record, RunRecords
+from finetuner.runs import STEPS_FILE, Run
 from finetuner.schema import documented, read
 from finetuner.space import Space
 from finetuner.states import Actor, Status, check_step
@@ -25,6 +34,7 @@ from finetuner.training import check_training
 if TYPE_CHECKING:
     from docarray import DocumentArray
 
+logger = logging.getLogger(__name__)
 _MAX_PAGE = 100
 MAX_LINES = 1000
 
@@ -71,6 +81,13 @@ def _check_offset(offset: int) -> None:
         raise ConfigError(f"offset must be at least 0, got {offset}")
 
 
+class Order(StrEnum):
+    """Which runs come first."""
+
+    OLDEST = "oldest"
+    NEWEST = "newest"
+
+
 @dataclass(frozen=True)
 class RunPage:
     """Asks for a page of runs.
@@ -81,6 +98,7 @@ class RunPage:
     experiment_name: str | None = documented("all experiments when left out", default=None)
     page: str = documented("from 1", default="1")
     size: str = documented(f"1 to {_MAX_PAGE}", default="50")
+    order: Order = documented("which come first, the oldest or the newest", default=Order.OLDEST)
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -123,6 +141,7 @@ class RunAPI:
         self._space = Space(workspace, quota_bytes)
         self._store = RunStore(workspace)
         self._store.expect()
+        self._records = RunRecords()
         self._supervisor = supervisor
         self._allow_cpu_fallback = allow_cpu_fallback
         # The first optimizer that a process makes imports a second's worth of torch; `fit` answers
@@ -142,7 +161,7 @@ class RunAPI:
         self._store.check_there()  # or the run would lie where the volume comes back over it
         submitted = submit_once(request, self._space, allow_cpu_fallback=self._allow_cpu_fallback)
         self._supervisor.wake()
-        return {**submitted.run.record(), "is_new": submitted.is_new}
+        return {**self._record(submitted.run), "is_new": submitted.is_new}
 
     def check(self, request: dict[str, Any]) -> dict[str, Any]:
         """Find all that a fit request would be refused for, and what its data hold; write nothing."""
@@ -154,14 +173,16 @@ class RunAPI:
         return self._store.get(name.run_name, name.experiment_name)
 
     def runs(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """List runs, oldest first."""
+        """List runs, oldest first or newest."""
         parameters = {k: str(int(v)) if isinstance(v, float) else v for k, v in parameters.items()}
         request = read(RunPage, parameters, "parameters")
         page, size = request.bounds
         runs = self._store.list(request.experiment_name)
+        if request.order is Order.NEWEST:
+            runs = runs[::-1]
         shown = runs[(page - 1) * size : page * size]
         return {
-            "items": list(_records(shown)),
+            "items": list(self._shown(shown)),
             "total": len(runs),
             "page": page,
             "size": size,
@@ -169,7 +190,22 @@ class RunAPI:
 
     def run(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Show one run."""
-        return self._find(parameters).record()
+        return self._record(self._find(parameters))
+
+    def _record(self, run: Run) -> Record:
+        record = self._records.get(run)
+        if Status(record["status"]).is_waiting:
+            record["position"] = self._supervisor.position(run)
+        return record
+
+    def _shown(self, runs: Iterable[Run]) -> Iterator[Record]:
+        for run in runs:
+            try:
+                yield self._record(run)
+            except RunNotFoundError:  # deleted since they were listed
+                continue
+            except FinetunerServerError as exc:  # the others are shown all the same
+                logger.error("%s", exc)
 
     def status(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Give a run's state. Of one that waits, what for."""
@@ -189,7 +225,7 @@ class RunAPI:
         if status is not Status.CANCELLED:
             check_step(status, Status.CANCELLED, Actor.SERVICE)
             self._supervisor.cancel(run)
-        return run.record()
+        return self._record(run)
 
     def logs(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Give a run's log from an offset on, and whether more can come."""
@@ -223,22 +259,49 @@ class RunAPI:
         """Give the matches of some queries before and after."""
         return self._find(parameters).examples()
 
+    def map(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Give where the texts of a run's evaluations lie, before and after."""
+        return self._find(parameters).map()
+
     def delete(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Delete one run, the runs of an experiment, or all; give what they were."""
         if "run_name" in parameters:
             runs = [self._find(parameters)]
         else:
             runs = self._store.list(read(RunPage, parameters, "parameters").experiment_name)
-        records = list(_records(runs))
+        records = list(self._shown(runs))
         for run in runs:
-            with contextlib.suppress(RunNotFoundError):  # another request was quicker
-                if not self._supervisor.cancel(run).status.is_terminal:
-                    raise RunInProgressError(
-                        f"run `{run.name}` has a worker on another machine, which ends it within "
-                        "seconds: delete it again then"
-                    )
-                self._store.delete(run)
+            try:
+                self._delete(run)
+            except RunNotFoundError:  # another request was quicker, unless the volume went away
+                self._check_gone(run)
         return {"items": records}
+
+    def _delete(self, run: Run) -> None:
+        if not self._supervisor.cancel(run).status.is_terminal:
+            raise RunInProgressError(
+                f"run `{run.name}` has a worker on another machine, which ends it within seconds: "
+                "delete it again then"
+            )
+        self._store.delete(run)
+
+    def _check_gone(self, run: Run) -> None:
+        """Pass when a run is no more.
+
+        :raises UnavailableError: When the volume is away, or was for a moment and the run is back.
+        """
+        self.check_there()
+        if run.exists():
+            raise UnavailableError(
+                f"the volume was away for a moment, and run `{run.name}` is still there: delete it again"
+            )
+
+    def check_there(self) -> None:
+        """Pass unless the volume is away, where nothing can be found.
+
+        :raises UnavailableError: When it is.
+        """
+        self._store.check_there()
 
     def experiments(self, _parameters: dict[str, Any]) -> dict[str, Any]:
         """List experiments."""
@@ -266,9 +329,3 @@ class RunAPI:
         self.delete({"experiment_name": name})
         self._store.delete_experiment(name)
         return experiment
-
-
-def _records(runs: Iterable[Run]) -> Iterator[dict[str, Any]]:
-    for run in runs:
-        with contextlib.suppress(RunNotFoundError):  # deleted since they were listed
-            yield run.record()

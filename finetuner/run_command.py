@@ -17,8 +17,8 @@ from finetuner.client import Client
 from finetuner.command_errors import reported
 from finetuner.errors import ConfigError
 from finetuner.named_run import AsJSON, RunArgument, named
-from finetuner.run_progress import POLL_INTERVAL_S, check_not_lost, download_bar
 from finetuner.run_tables import coloured, epochs_table, models_table, runs_table, show_metrics
+from finetuner.run_wait import POLL_INTERVAL_S, check_not_lost, download_bar
 
 
 def register(app: typer.Typer) -> None:

@@ -16,16 +16,11 @@ from finetuner.data import read_jsonl
 from finetuner.encoder import torch_encoder
 from finetuner.evaluation import EvaluationSet, evaluate, skipped_line
 from finetuner.files import write_json
+from finetuner.json_lines import count_lines, keep_lines
 from finetuner.models import LoadedModel
-from finetuner.runs import (
-    METRICS_FILE,
-    VERDICT_FILE,
-    Run,
-    append_metrics,
-    count_lines,
-    evaluation_file,
-    keep_lines,
-)
+from finetuner.run_map import RunMap
+from finetuner.run_metrics import METRICS_FILE, VERDICT_FILE, append_metrics
+from finetuner.runs import Run, evaluation_file
 from finetuner.verdict import JUDGED_METRICS, Outcome, Verdict, judge
 
 logger = logging.getLogger(__name__)
@@ -38,6 +33,7 @@ class RunEvaluations:
 
     :param run: Where data are read and results written.
     :param sets: Each callback with its data.
+    :param map: Where the texts lie.
     :param examples: By stage and caption, matches of some queries.
     :param before: By caption, the judged metrics of each query of the untuned model.
     :param after: The same after the last evaluation.
@@ -45,6 +41,7 @@ class RunEvaluations:
 
     run: Run
     sets: list[tuple[EvaluationCallback, EvaluationSet]]
+    map: RunMap
     examples: dict[str, dict[str, Any]] = field(default_factory=lambda: {"before": {}, "after": {}})
     before: dict[str, PerQuery] = field(default_factory=dict)
     after: dict[str, PerQuery] = field(default_factory=dict)
@@ -70,7 +67,7 @@ class RunEvaluations:
             if data.n_skipped:
                 logger.warning(skipped_line(data.n_skipped))
             sets.append((callback, data))
-        return cls(run, sets)
+        return cls(run, sets, RunMap(run, seed=config.seed))
 
     def is_due(self, step: int) -> bool:
         """Whether a callback asks for an evaluation after so many batches of an epoch."""
@@ -99,7 +96,11 @@ class RunEvaluations:
             (self.after if epoch else self.before)[caption] = judged
             if found.examples:
                 self.examples["after" if epoch else "before"][caption] = found.examples
+            if step is None:
+                self.map.see(caption, data, found, is_before=epoch == 0)
         append_metrics(self.run.folder, epoch, metrics, step=step)
+        if step is None:
+            self.map.write()
         return metrics
 
     def conclude(self) -> dict[str, Verdict]:
@@ -124,6 +125,10 @@ class RunEvaluations:
                 {caption: asdict(verdict) for caption, verdict in verdicts.items()},
             )
         return verdicts
+
+    def finish_map(self) -> None:
+        """Add to the map what takes long."""
+        self.map.conclude({c.caption or "model": c.distance for c, _ in self.sets})
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint must hold of it."""

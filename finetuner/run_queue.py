@@ -37,6 +37,7 @@ class Queue:
     def __init__(self, store: RunStore) -> None:
         self._store = store
         self._waiting: list[Place] = []
+        self._numbers: dict[Path, int] = {}
         self._started: dict[Path, State] = {}
         # Of runs that have ended, or wait: the same until the run makes a step, or the folder is another.
         self._ended: dict[Path, Mark] = {}
@@ -54,14 +55,15 @@ class Queue:
 
     def position(self, run: Run) -> int | None:
         """Return how many runs are before one that waits; None for one that is not known to wait."""
-        for number, place in enumerate(self._waiting):
-            if place.folder == run.folder:
-                return number
-        return None
+        return self._numbers.get(run.folder)
 
     def remove(self, run: Run) -> None:
         """Take a run out that gets a worker now."""
-        self._waiting = [place for place in self._waiting if place.folder != run.folder]
+        self._set_waiting([place for place in self._waiting if place.folder != run.folder])
+
+    def _set_waiting(self, places: list[Place]) -> None:
+        self._waiting = places
+        self._numbers = {place.folder: number for number, place in enumerate(places)}
 
     def refresh(self) -> None:
         """See which runs there are and what has become of them."""
@@ -85,7 +87,7 @@ class Queue:
                 else:
                     places[run.folder] = (mark, _place_of(run))
         self._places, self._started, self._ended = places, started, ended
-        self._waiting = sorted(place for _, place in places.values())
+        self._set_waiting(sorted(place for _, place in places.values()))
 
 
 def _place_of(run: Run) -> Place:

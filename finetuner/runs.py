@@ -7,11 +7,12 @@ runs/{experiment}/{run_name}/
   cancel.json    there once its owner wants it to end
   log.txt        what the worker writes
   metrics.jsonl  one line an evaluation
-  steps.jsonl    one line a batch: loss, active share, learning rate
+  steps.jsonl    one line a batch: loss, active share, learning rate, texts, when
   verdict.json   what fine-tuning changed, when it was evaluated
   checkpoints/   where it goes on from after an interruption; gone when it is finished
   epochs/        models of the last epochs, when TrainingCheckpoint asks for them
   examples.json  matches of some queries before and after, when asked for
+  map.json       where the texts of its evaluations lie for the model, before and after
   data/          the texts it trains on and is evaluated with
   {run_name}.zip the artifact, once it is finished
 
@@ -29,8 +30,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from finetuner.config import RunConfig
 from finetuner.errors import (
     FinetunerServerError,
@@ -41,19 +40,18 @@ from finetuner.errors import (
     RunNotFoundError,
     RunPreparingError,
 )
-from finetuner.files import file_version, make_folder, read_json, replacing, write_new_json
+from finetuner.files import file_version, make_folder, read_json, write_new_json
 from finetuner.heartbeat import Beat, read_beat
 from finetuner.holder import own_name
-from finetuner.json_lines import read_page
+from finetuner.run_metrics import read_metrics
 from finetuner.schema import read
 from finetuner.states import Actor, State, Status, check_step
 
 TRAIN_FILE = "train.jsonl"
 VALIDATION_FILE = "validation.jsonl"
 LOG_FILE = "log.txt"
-METRICS_FILE = "metrics.jsonl"
 STEPS_FILE = "steps.jsonl"
-VERDICT_FILE = "verdict.json"
+MAP_FILE = "map.json"
 CHECKPOINTS = "checkpoints"
 HEARTBEAT_FILE = "heartbeat.json"
 CANCEL_FILE = "cancel.json"
@@ -131,10 +129,15 @@ class Run:
 
         :raises RunNotFoundError: When the run was deleted.
         """
+        return self.look()[0]
+
+    def look(self) -> tuple[State, Beat | None]:
+        """Return where the run is, as :meth:`state` does, and what its worker last said of its claim."""
         state = self._state(self._newest_number())
-        if state.status is Status.STARTED and (beat := self.beat(state)) and beat.details:
-            return replace(state, details=beat.details)
-        return state
+        beat = self.beat(state) if state.status is Status.STARTED else None
+        if beat is not None and beat.details:
+            state = replace(state, details=beat.details)
+        return state, beat
 
     def version(self) -> tuple[int, int]:
         """Return what changes when the run makes a step, or its name becomes another run's.
@@ -251,16 +254,6 @@ class Run:
         """Whether somebody has asked for its end."""
         return (self.folder / CANCEL_FILE).exists()
 
-    def record(self) -> dict[str, Any]:
-        """Return what the API shows of the run."""
-        spec = self.spec()
-        return {
-            "name": self.name,
-            "experiment_name": self.experiment_name,
-            **self.state().answer(),
-            **{key: spec[key] for key in ("description", "created_at", "artifact_id", "config")},
-        }
-
     def read_log(self, offset: int = 0) -> tuple[str, int]:
         """Return the log from a byte offset on, and the offset of what comes next.
 
@@ -309,6 +302,22 @@ class Run:
         path = self.folder / "examples.json"
         return dict(read_json(path)) if path.exists() else {"before": {}, "after": {}}
 
+    def map(self) -> dict[str, Any]:
+        """Return where the texts of its evaluations lie, before and after; empty until there is one.
+
+        :raises RunNotFoundError: When the run was deleted.
+        :raises FinetunerServerError: When the file is damaged.
+        """
+        self.state()
+        try:
+            return dict(read_json(self.folder / MAP_FILE))
+        except FileNotFoundError:
+            return {"evaluations": {}}
+        except ValueError as exc:
+            raise FinetunerServerError(
+                f"The file {MAP_FILE} of run `{self.name}` is damaged; remove it", str(exc)
+            ) from exc
+
     def check_finished(self) -> None:
         """Pass when there is an artifact.
 
@@ -332,47 +341,3 @@ class Run:
     def has_checkpoint(self) -> bool:
         """Whether an interrupted training can go on from where it was."""
         return any((self.folder / CHECKPOINTS).glob("step-*.pt"))
-
-
-def append_metrics(
-    folder: Path, epoch: int, metrics: dict[str, float], *, step: int | None = None
-) -> None:
-    """Add one evaluation to ``metrics.jsonl``.
-
-    :param folder: The run's.
-    :param epoch: 0 is before training.
-    :param metrics: By name.
-    :param step: Batches of the epoch done, where it is evaluated within one.
-    """
-    with (folder / METRICS_FILE).open("ab") as file:
-        line = {"epoch": epoch, **({} if step is None else {"step": step}), "metrics": metrics}
-        file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def count_lines(path: Path) -> int:
-    """Return how many lines a file has; 0 for none."""
-    if not path.exists():
-        return 0
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
-
-
-def keep_lines(path: Path, n_lines: int) -> None:
-    """Cut a file to its first lines: those after a checkpoint are written again."""
-    lines = path.read_bytes().splitlines(keepends=True)[:n_lines] if path.exists() else []
-    with replacing(path) as file:
-        file.writelines(lines)
-
-
-def read_metrics(folder: Path) -> dict[str, Any]:
-    """Return ``{"before", "after", "epochs", "verdicts"}``; empty ones without evaluation."""
-    verdicts = folder / VERDICT_FILE
-    lines, _ = read_page(folder / METRICS_FILE)
-    return {
-        "before": next((line["metrics"] for line in lines if line["epoch"] == 0), {}),
-        "after": lines[-1]["metrics"] if lines and lines[-1]["epoch"] > 0 else {},
-        "epochs": lines,
-        "verdicts": dict(read_json(verdicts)) if verdicts.exists() else {},
-    }

@@ -19,8 +19,9 @@ from finetuner.follow import NEXT_OFFSET, RUN_ENDED, RUN_ID
 from finetuner.http_messages import flag, json_response, query, whole_number
 from finetuner.log_tail import Followed, Tails
 from finetuner.openapi import ERROR
+from finetuner.run_metrics import METRICS_FILE
 from finetuner.run_store import RunStore
-from finetuner.runs import LOG_FILE, METRICS_FILE, STEPS_FILE
+from finetuner.runs import LOG_FILE, STEPS_FILE
 from finetuner.wire import read_json_document
 
 _TEXT = "text/plain; charset=utf-8"

@@ -110,6 +110,11 @@ class Supervisor:
             return ""
         return self._short_of.get(run.folder) or (f"{n_before} before it" if n_before else "")
 
+    def position(self, run: Run) -> int | None:
+        """Return a waiting run's place in the queue, from 1; None for one that is not known to wait."""
+        n_before = self._queue.position(run)
+        return None if n_before is None else n_before + 1
+
     def cancel(self, run: Run) -> State:
         """End a run for good; gives its state, which is terminal unless its worker is out of reach.
 

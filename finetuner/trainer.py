@@ -45,6 +45,7 @@ class Progress:
     :param active: Share of that batch's texts that the loss moved, 0 to 1.
     :param learning_rate: Of the next step.
     :param n_steps_done: Batches of the whole run done.
+    :param n_texts: Of the batch just done.
     """
 
     epoch: int
@@ -55,6 +56,7 @@ class Progress:
     active: float = 1.0
     learning_rate: float = 0.0
     n_steps_done: int = 0
+    n_texts: int = 0
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ class Trainer:
             self._at.step += 1
             self._at.n_steps_done += 1
             self._at.total_loss += result.loss
-            self._report(result, n_batches=len(batches))
+            self._report(result, n_batches=len(batches), n_texts=len(batch.positions))
             if self._at.watch.see(result) is Verdict.NOTHING_LEFT:
                 logger.warning("Nothing is left to learn: every pair or triplet is satisfied")
                 self._at.is_over = True
@@ -256,7 +258,7 @@ class Trainer:
         if self._loss_optimizer is not None:
             self._loss_optimizer.zero_grad(set_to_none=True)
 
-    def _report(self, result: BatchResult, *, n_batches: int) -> None:
+    def _report(self, result: BatchResult, *, n_batches: int, n_texts: int) -> None:
         if not self._accelerator.is_main_process:
             return
         at = self._at
@@ -271,6 +273,7 @@ class Trainer:
                 result.active,
                 float(rate),
                 at.n_steps_done,
+                n_texts,
             )
         )
 

@@ -24,6 +24,9 @@ class Outcome(StrEnum):
     REGRESSED = "REGRESSED"
 
 
+WORST_FIRST = (Outcome.REGRESSED, Outcome.UNCHANGED, Outcome.IMPROVED)
+
+
 @dataclass(frozen=True)
 class Change:
     """One metric before and after.

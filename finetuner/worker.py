@@ -21,7 +21,7 @@ from rich.console import Console
 from finetuner.errors import ConflictError, NotFoundError, RunNotFoundError
 from finetuner.exits import Exit
 from finetuner.files import is_volume_error
-from finetuner.heartbeat import Heartbeat
+from finetuner.heartbeat import Heartbeat, Say
 from finetuner.runs import CANCELLED, HEARTBEAT_FILE, STOPPED, Run
 from finetuner.states import Actor, State, Status
 from finetuner.stopping import Stopped, StopSignal
@@ -29,7 +29,6 @@ from finetuner.worklog import open_log
 
 logger = logging.getLogger("finetuner.worker")  # __name__ is __main__ here
 
-Say = Callable[[str], None]
 Work = Callable[[Run, Console, StopSignal, Say], str]
 
 
@@ -177,7 +176,7 @@ def _follow(run: Run) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from finetuner.job import Job
 
-    Job(run, Console(stderr=True), StopSignal(), lambda _: None).follow()
+    Job(run, Console(stderr=True), StopSignal(), lambda *_: None).follow()
     return 0
 
 

@@ -43,7 +43,14 @@ def store(tmp_path):
 
 async def call(endpoint, _docs, _parameters):
     """Answer as an executor would, with what each route reads of it."""
-    record = {"name": "r", "experiment_name": "default", "items": [{}], "models": [], "text": ""}
+    record = {
+        "name": "r",
+        "experiment_name": "default",
+        "items": [{}],
+        "models": [],
+        "text": "",
+        "ready": True,
+    }
     return json_document(record)
 
 
@@ -206,7 +213,7 @@ def test_what_is_public_is_known_by_heart():
 
 
 def test_what_changes_something_is_audited_and_what_reads_is_not():
-    silent = {"/check", "/encode", "/similarity", "/rank", "/tokenize", "/v1/embeddings"}
+    silent = {"/check", "/encode", "/similarity", "/rank", "/tokenize", "/v1/embeddings", "/search"}
     silent |= {"/v2/rpc/user.identity.whoami", "/v2/rpc/artifact.list"}
     for (method, path), permission in ROUTES.items():
         assert (permission.action is None) == (method == "GET" or path in silent), (method, path)

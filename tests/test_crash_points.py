@@ -33,6 +33,7 @@ from finetuner.errors import (
 )
 from finetuner.publishing import keep_model, remove_leftovers
 from finetuner.run_store import RunStore
+from finetuner.run_summary import record_of
 from finetuner.states import Actor, Status
 from finetuner.targets import Promotion
 
@@ -47,7 +48,7 @@ def runs_of(volume):
     for run in store.list():
         state = run.state()
         assert store.get(run.name, run.experiment_name) == run
-        assert run.record()["status"] == state.status
+        assert record_of(run)["status"] == state.status
         assert run.history()[-1].status is state.status
         assert [read_jsonl(path) for path in (run.folder / "data").iterdir()] == [TEXTS]
         is_wanted = state.status.is_terminal or not run.is_to_be_cancelled()

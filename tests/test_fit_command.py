@@ -3,7 +3,7 @@
 import orjson
 import pytest
 
-from finetuner import fit_command, run_progress
+from finetuner import fit_command, run_wait
 
 RECORD = {
     **{
@@ -27,7 +27,7 @@ NEEDED = ("fit", "--model", "m", "--data", "d.da")
 def _answers(fake, monkeypatch):
     fake.answers |= {"POST /fit": RECORD, "GET /runs/one": RECORD}
     fake.answers["GET /runs/one/metrics"] = METRICS
-    patient = run_progress.wait
+    patient = run_wait.wait
     monkeypatch.setattr(fit_command, "wait", lambda *a: patient(*a, interval_s=0.01))
 
 

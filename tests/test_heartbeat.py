@@ -137,6 +137,27 @@ def test_what_is_torn_or_something_else_is_none(path, content):
     assert read_beat(path) is None
 
 
+def test_numbers_stay_until_there_are_newer_ones(path):
+    with Heartbeat(path, 1, look=nothing) as heartbeat:
+        assert read_beat(path).progress is None
+        heartbeat.say("Epoch 1/2", {"step": 1})
+        heartbeat.say("Evaluating")
+        assert (read_beat(path).details, read_beat(path).progress) == ("Evaluating", {"step": 1})
+        heartbeat.say("Epoch 1/2", {"step": 2})
+        assert read_beat(path).progress == {"step": 2}
+        assert path.stat().st_size == SIZE_BYTES
+
+
+def test_details_make_room_for_numbers(path):
+    names = ("epoch", "n_epochs", "step", "n_steps", "n_steps_done", "n_steps_total", "loss")
+    numbers = dict.fromkeys([*names, "active", "texts_per_s", "eta_s"], -1234567.123456)
+    with Heartbeat(path, 1, look=nothing) as heartbeat:
+        heartbeat.say("\N{ROCKET}" * 300, numbers)
+        assert read_beat(path).progress == numbers
+        assert len(read_beat(path).details) >= 100
+        assert path.stat().st_size == SIZE_BYTES
+
+
 def test_no_file_is_none(path):
     assert read_beat(path) is None
 

@@ -124,3 +124,17 @@ def test_id_of_another_type_is_refused(client, executors, id_):
         {"error": "DataError", "detail": "data[1]: the id must be a string or a whole number"},
     )
     assert executors.asked == []
+
+
+def test_the_map_of_a_run_passes_as_it_is(client, executors):
+    drawn = {"evaluations": {"model": {"texts": ["é"], "methods": {"pca": {"before": [[0.5, 1]]}}}}}
+    executors.answers = {"/map": [drawn]}
+    answer = client.get("/runs/one/map", params={"experiment_name": "other"})
+    assert (answer.json(), answer.headers["Content-Type"]) == (drawn, "application/json")
+    assert executors.asked == [("/map", {"run_name": "one", "experiment_name": "other"})]
+
+
+def test_runs_are_listed_in_an_order(client, executors):
+    executors.answers = {"/runs": [{"items": []}]}
+    assert client.get("/runs", params={"order": "newest", "size": 2}).json() == {"items": []}
+    assert executors.asked == [("/runs", {"order": "newest", "size": "2"})]

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -11,12 +12,15 @@ import torch
 from pytorch_metric_learning import losses as pml_losses
 from safetensors.torch import load_file
 
+from finetuner import job
 from finetuner.artifact import unpacked
 from finetuner.callback import EvaluationCallback
 from finetuner.data import from_rows, prepare_training
 from finetuner.encoder import torch_encoder
 from finetuner.evaluation import EvaluationSet, evaluate
+from finetuner.heartbeat import read_beat
 from finetuner.models import load_model
+from finetuner.projection import principal_plane, turned
 from finetuner.states import Status
 from finetuner.submission import submit
 from finetuner.training_set import create_set, split_data
@@ -299,6 +303,56 @@ def test_several_evaluations(fit, rows):
     assert all(len(e["results"]) == _LIMIT for e in examples["after"]["all"])
     verdicts = json.loads((run.folder / "verdict.json").read_text())
     assert set(verdicts) == {"all", "some", "model"} == set(_loaded(run)[1].verdicts)
+
+
+def test_the_map_shows_the_untuned_and_the_final_model(fit, rows, workspace):
+    """From the vectors of the evaluations alone, those within epochs left out."""
+    callbacks = [
+        _evaluation(rows[::2], caption="own", index_data=rows, steps_per_interval=2),
+        _callback("WiSEFTCallback", alpha=0.3),
+    ]
+    run = fit(callbacks=callbacks, epochs=1)
+    found = run.map()["evaluations"]["own"]
+    shown = rows[::2] + rows[1::2]
+    texts = [row["text"] for row in shown]
+    assert (found["texts"], found["n_texts"]) == (texts, 48)
+    assert found["roles"] == ["query"] * 24 + ["index"] * 24
+    assert found["labels"] == [row["label"] for row in shown]
+    untuned, tuned = load_model(workspace / "models" / "tiny"), _loaded(run)[0]
+    before, after = (
+        principal_plane(torch_encoder(loaded).encode(texts)) for loaded in (untuned, tuned)
+    )
+    pca = found["methods"]["pca"]
+    np.testing.assert_allclose(pca["before"], before.points, atol=1e-4)
+    np.testing.assert_allclose(pca["after"], turned(after.points, before.points), atol=1e-3)
+    assert pca["explained"]["after"] == pytest.approx(after.explained, abs=1e-4)
+
+
+def test_steps_say_when_and_how_many_texts(fit):
+    run = fit(epochs=1)
+    steps = _lines(run, "steps.jsonl")
+    assert sum(step["n_texts"] for step in steps) == 48
+    times = [step["at"] for step in steps]
+    assert times == sorted(times)
+    created_at, ended_at = (
+        datetime.fromisoformat(at).timestamp() for at in (run.spec()["created_at"], run.state().at)
+    )
+    assert created_at < times[0] <= times[-1] < ended_at
+
+
+def test_the_heartbeat_holds_the_numbers_of_the_last_step(fit, monkeypatch):
+    monkeypatch.setattr(job, "_SAY_INTERVAL_S", 0.0)
+    run = fit(epochs=2)
+    steps = _lines(run, "steps.jsonl")
+    progress = read_beat(run.folder / "heartbeat.json").progress
+    assert progress.pop("texts_per_s") > 0
+    assert progress.pop("eta_s") >= 0
+    assert progress == {
+        **{"epoch": 2, "n_epochs": 2, "step": 3, "n_steps": 3},
+        **{"n_steps_done": 6, "n_steps_total": 6},
+        "loss": pytest.approx(steps[-1]["loss"], abs=1e-6),
+        "active": pytest.approx(steps[-1]["active"], abs=1e-4),
+    }
 
 
 def test_a_sample_of_queries_searches_the_whole_index(fit, rows):

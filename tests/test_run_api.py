@@ -1,17 +1,22 @@
+import shutil
+
 import pytest
 
 from finetuner.config import RunConfig
 from finetuner.data import from_rows
 from finetuner.errors import (
     ConfigError,
+    FinetunerServerError,
     InsufficientSpaceError,
     RunExistsError,
     RunNotFoundError,
     RunPreparingError,
+    UnavailableError,
 )
 from finetuner.run_api import RunAPI
+from finetuner.run_metrics import append_metrics
 from finetuner.run_store import RunStore
-from finetuner.runs import STEPS_FILE, append_metrics
+from finetuner.runs import STEPS_FILE, Run
 from finetuner.states import Actor, Status
 from finetuner.supervisor import Supervisor
 
@@ -119,3 +124,82 @@ def test_a_run_deleted_since_it_was_listed_is_left_out(api, run, tmp_path, monke
     RunStore(tmp_path).delete(gone)
     assert [item["name"] for item in api.runs({})["items"]] == ["one"]
     assert [item["name"] for item in api.delete({})["items"]] == ["one"]
+
+
+def test_runs_come_oldest_or_newest_first(api, tmp_path):
+    for name in ("a", "b", "c"):
+        RunStore(tmp_path).create(RunConfig(model="tiny", run_name=name), {})
+
+    def names(**parameters):
+        return [item["name"] for item in api.runs(parameters)["items"]]
+
+    assert names() == names(order="oldest") == ["a", "b", "c"]
+    assert names(order="newest") == ["c", "b", "a"]
+    assert names(order="newest", page=2.0, size=2.0) == ["a"]
+    assert names() == ["a", "b", "c"]
+    with pytest.raises(ConfigError, match="order must be one of oldest, newest; got `new`"):
+        names(order="new")
+
+
+def test_waiting_runs_show_their_place_in_the_queue(tmp_path, come_to):
+    supervisor = Supervisor(tmp_path)
+    api, store = RunAPI(tmp_path, supervisor), RunStore(tmp_path)
+    for name, priority in (("low", 0), ("high", 1), ("ended", 2)):
+        store.create(RunConfig(model="tiny", run_name=name, priority=priority), {})
+    come_to(store.get("ended"), Status.FINISHED)
+    assert {item["position"] for item in api.runs({})["items"]} == {None}  # not looked at yet
+    supervisor._queue.refresh()
+    places = {item["name"]: item["position"] for item in api.runs({})["items"]}
+    assert places == {"low": 2, "high": 1, "ended": None}
+    assert api.run({"run_name": "low"})["position"] == 2
+    supervisor._queue.remove(store.get("high"))
+    assert api.run({"run_name": "low"})["position"] == 1
+
+
+def test_a_damaged_run_does_not_break_the_list(api, run, tmp_path, monkeypatch, caplog):
+    damaged = RunStore(tmp_path).create(RunConfig(model="tiny", run_name="damaged"), {})
+    assert api.runs({})["total"] == 2
+    (damaged.folder / "spec.json").write_bytes(b"\0" * 100)
+    assert [item["name"] for item in api.runs({})["items"]] == ["one"]
+    assert "spec.json of run `damaged`" in caplog.text
+
+
+@pytest.mark.parametrize("returns", [False, True])
+def test_a_volume_that_goes_away_during_a_deletion_is_no_deletion(
+    api, run, tmp_path, monkeypatch, returns
+):
+    ask_to_cancel = Run.ask_to_cancel
+
+    def away(self):
+        (tmp_path / "runs").rename(tmp_path / "elsewhere")
+        try:
+            ask_to_cancel(self)
+        finally:
+            if returns:
+                (tmp_path / "elsewhere").rename(tmp_path / "runs")
+
+    monkeypatch.setattr(Run, "ask_to_cancel", away)
+    with pytest.raises(UnavailableError, match="the volume (is|was) away"):
+        api.delete(NAME)
+
+
+def test_deleting_what_another_request_deletes_meanwhile_is_done(api, run, monkeypatch):
+    ask_to_cancel = Run.ask_to_cancel
+
+    def quicker(self):
+        shutil.rmtree(self.folder)
+        ask_to_cancel(self)
+
+    monkeypatch.setattr(Run, "ask_to_cancel", quicker)
+    assert [item["name"] for item in api.delete(NAME)["items"]] == ["one"]
+
+
+def test_the_map_of_a_run(api, run):
+    assert api.map(NAME) == {"evaluations": {}}
+    (run.folder / "map.json").write_bytes(b'{"evaluations": {"model": {"n_texts": 2}}}')
+    assert api.map(NAME) == {"evaluations": {"model": {"n_texts": 2}}}
+    (run.folder / "map.json").write_bytes(b'{"evaluations')
+    with pytest.raises(FinetunerServerError, match="file map.json of run `one` is damaged"):
+        api.map(NAME)
+    with pytest.raises(RunNotFoundError, match="no run `two`"):
+        api.map({"run_name": "two"})

@@ -3,7 +3,7 @@
 import orjson
 import pytest
 
-from finetuner import run_command, run_progress
+from finetuner import run_command, run_wait
 from finetuner.errors import ConfigError
 from finetuner.named_run import complete_aliases, complete_runs, complete_served, named
 from finetuner.run_tables import duration, share_done
@@ -249,7 +249,7 @@ def test_lines_tell_each_state_and_epoch_once(capsys):
 
     console = Console(stderr=True, highlight=False, width=100)
     at_work = {"status": "STARTED", "details": "", "progress": PROGRESS}
-    with run_progress._lines(console) as update:
+    with run_wait._lines(console) as update:
         for record in (RECORD, at_work, at_work, {**at_work, "progress": {**PROGRESS, "epoch": 3}}):
             update(record)
     assert capsys.readouterr().err.splitlines() == [
@@ -263,7 +263,7 @@ def test_a_bar_shows_epoch_loss_and_time(capsys):
     from rich.console import Console
 
     console = Console(stderr=True, width=100, force_terminal=True, color_system=None)
-    with run_progress._bar(console) as update:
+    with run_wait._bar(console) as update:
         update({"status": "CREATED", "details": "waits", "progress": None})
         update({"status": "STARTED", "details": "", "progress": PROGRESS})
     shown = capsys.readouterr().err

@@ -25,6 +25,7 @@ from finetuner.errors import (
     RunNotFoundError,
 )
 from finetuner.run_store import RunStore
+from finetuner.run_summary import record_of
 from finetuner.runs import Run
 from finetuner.states import STEPS, Actor, Status
 
@@ -227,7 +228,7 @@ class Volume(RuleBasedStateMachine):
         for run in runs:
             assert read_jsonl(run.folder / "data" / "train.jsonl") == TEXTS
             assert run.config().run_name == run.name
-            assert run.record()["status"] == self.runs[run.name].status
+            assert record_of(run)["status"] == self.runs[run.name].status
 
 
 def _is_possible(before, after, actor):

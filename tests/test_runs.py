@@ -26,8 +26,9 @@ from finetuner.errors import (
 )
 from finetuner.heartbeat import Heartbeat
 from finetuner.holder import Life, life_of
+from finetuner.run_metrics import append_metrics, read_metrics
 from finetuner.run_store import RunStore
-from finetuner.runs import append_metrics, read_metrics
+from finetuner.run_summary import record_of
 from finetuner.states import Actor, Status
 
 CONFIG = RunConfig(model="tiny", run_name="one", epochs=2, learning_rate=0.01)
@@ -50,7 +51,7 @@ def test_new_run_awaits_execution(run):
         "details": "Run submitted and awaits execution",
     }
     assert read_jsonl(run.folder / "data" / "train.jsonl") == DATA["train.jsonl"]
-    record = run.record()
+    record = record_of(run)
     assert len(record["artifact_id"]) == 24
     assert record["config"]["learning_rate"] == 0.01
 
@@ -144,8 +145,8 @@ def test_bytes_that_are_no_text_do_not_shift_the_offset(run):
 
 def test_a_deleted_run_is_not_found(store, run):
     store.delete(run)
-    calls = (run.state, run.spec, run.record, run.read_log, run.metrics)
-    for call in (*calls, run.claim):
+    calls = (run.state, run.spec, run.read_log, run.metrics, run.claim)
+    for call in (*calls, lambda: record_of(run)):
         with pytest.raises(RunNotFoundError, match="no run `one` in experiment `default`"):
             call()
 

@@ -5,8 +5,9 @@ from fastapi.testclient import TestClient
 
 from finetuner.config import RunConfig
 from finetuner.http_api import build_app
+from finetuner.run_metrics import METRICS_FILE, append_metrics
 from finetuner.run_store import RunStore
-from finetuner.runs import LOG_FILE, METRICS_FILE, STEPS_FILE, append_metrics
+from finetuner.runs import LOG_FILE, STEPS_FILE
 from finetuner.states import Status
 
 

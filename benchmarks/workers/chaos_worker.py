@@ -22,8 +22,9 @@ from finetuner.artifact import Manifest, pack
 from finetuner.errors import NotFoundError
 from finetuner.exits import Exit
 from finetuner.files import sync_file, write_json
+from finetuner.json_lines import count_lines, keep_lines
 from finetuner.lock import hold
-from finetuner.runs import CHECKPOINTS, STEPS_FILE, Run, count_lines, keep_lines
+from finetuner.runs import CHECKPOINTS, STEPS_FILE, Run
 from finetuner.stopping import StopSignal
 
 EVENTS_FILE = "events.jsonl"

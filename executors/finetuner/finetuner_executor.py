@@ -8,9 +8,10 @@ from docarray import DocumentArray
 from jina import Executor, requests
 
 from finetuner.config import workspace_dir as resolve_workspace
-from finetuner.errors import MalformedRequestError
+from finetuner.errors import MalformedRequestError, NotFoundError
 from finetuner.files import volume_trouble
 from finetuner.hardening import harden_docarray
+from finetuner.log_format import set_up_logs
 from finetuner.run_api import RunAPI
 from finetuner.space import quota_of
 from finetuner.supervisor import Supervisor
@@ -68,6 +69,7 @@ class FinetunerExecutor(Executor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        set_up_logs()
         harden_docarray()
         unknown_arguments(self, kwargs)
         workspace = resolve_workspace(workspace_dir)
@@ -122,6 +124,9 @@ class FinetunerExecutor(Executor):
         parameters = own_parameters(parameters)
         try:
             return json_document(await asyncio.to_thread(method, self._api, parameters))
+        except NotFoundError:
+            self._api.check_there()  # a volume that has just gone away takes all that is asked for with it
+            raise
         except OSError as exc:
             trouble = volume_trouble(exc)
             if trouble is None:
@@ -137,6 +142,7 @@ class FinetunerExecutor(Executor):
     epochs = _endpoint("/epochs", RunAPI.epochs)
     steps = _endpoint("/steps", RunAPI.steps)
     examples = _endpoint("/examples", RunAPI.examples)
+    map = _endpoint("/map", RunAPI.map)
     delete = _endpoint("/delete", RunAPI.delete)
     experiments = _endpoint("/experiments", RunAPI.experiments)
     experiment = _endpoint("/experiment", RunAPI.experiment)

@@ -92,6 +92,25 @@ export function withLoss(form: Form, name: string): Form {
   return { ...form, loss: name, loss_option: findLoss(name)?.option?.value ?? "" };
 }
 
+/** What the reader has set, which what is recommended for other data does not change. */
+export interface Chosen {
+  loss: boolean;
+  evaluation: boolean;
+}
+
+/** Return the form as we recommend it for a form of data, but for what was chosen. */
+export function fitted(form: Form, dataForm: string, chosen: Chosen): Form {
+  const isScored = dataForm === "scored pairs"; // they have no labels to search by
+  const evaluated: Form = chosen.evaluation ? form : { ...form, evaluation: isScored ? "none" : "hold_out" };
+  return chosen.loss ? evaluated : withLoss(evaluated, recommendedLoss(dataForm).name);
+}
+
+/** Return what is missing before the server need be asked, by field. */
+export function missing(form: Form): { field: keyof Form; message: string }[] {
+  const needsQueries = form.evaluation === "separate" && !form.query_data;
+  return needsQueries ? [{ field: "query_data", message: "choose the stored data that hold the queries" }] : [];
+}
+
 /** Return a number that was typed; what is none as it stands, so that the server says what is wrong with it. */
 function typed(value: string): Json | undefined {
   const trimmed = value.trim();

@@ -57,7 +57,8 @@ export function compared(configs: Record<string, Value>[]): Difference[] {
  * @param defaults By name, as the server's description has them; null when it is not known.
  */
 export function againstDefaults(config: Record<string, Value>, defaults: Flat | null): Difference[] {
-  const rows = Object.entries(flattened(config)).map(([name, value]) => {
+  const settings = Object.entries(flattened(config)).filter(([name]) => !NAMES.has(name));
+  const rows = settings.map(([name, value]) => {
     const standard = defaults?.[name] ?? null;
     return { name, values: [value], differs: defaults !== null && !isSame(value, standard) };
   });

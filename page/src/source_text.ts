@@ -21,7 +21,11 @@ export function python(value: Json, indent = 0): string {
 
 /** Return a string as JSON and Python both read it. */
 export function quoted(value: string): string {
-  return JSON.stringify(value).replace(UNSEEN, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
+  return escaped(JSON.stringify(value));
+}
+
+function escaped(text: string): string {
+  return text.replace(UNSEEN, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }
 
 function wrapped(open: string, parts: string[], close: string, indent: number): string {
@@ -38,7 +42,7 @@ export function shellWord(word: string): string {
 
 /** Return JSON with characters that hide or turn text written by their numbers. */
 export function json(value: Json): string {
-  return JSON.stringify(value, null, 2).replace(UNSEEN, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
+  return escaped(JSON.stringify(value, null, 2));
 }
 
 export interface Server {
@@ -85,4 +89,30 @@ export function curlOf(body: Record<string, Json>, server: Server, key: string):
     `-H ${shellWord(`Idempotency-Key: ${key}`)}`,
     `-d ${shellWord(json(body))}`,
   ].join(" \\\n  ") + "\n";
+}
+
+/** Options of `finetuner fit` whose names are not those of the settings. */
+const RENAMED: Record<string, string> = { train_data: "data", experiment_name: "experiment" };
+/** Settings that have an option of their own; the others go by `--set`. */
+const OPTIONS = [
+  "model", "train_data", "run_name", "experiment_name", "description", "loss", "epochs", "batch_size",
+  "num_items_per_class", "learning_rate", "optimizer", "scheduler", "device", "seed",
+];
+
+/** Return the command that does what `POST /fit` with the body does, and shows how it goes. */
+export function commandOf(body: Record<string, Json>, server: Server): string {
+  const words = Object.entries(body).flatMap(([name, value]): string[] => {
+    const option = `--${(RENAMED[name] ?? name).replaceAll("_", "-")}`;
+    if (name === "to_onnx") return value ? [option] : [];
+    if (name === "loss_options") return Object.entries(value as object).map(([key, one]) => `--loss-option=${shellWord(`${key}=${compactJson(one)}`)}`);
+    if (OPTIONS.includes(name)) return [`${option}=${shellWord(String(value))}`];
+    return [`--set=${shellWord(`${name}=${compactJson(value)}`)}`];
+  });
+  const host = DEFAULT_ORIGINS.includes(server.origin) ? "" : `FINETUNER_HOST=${shellWord(server.origin)} `;
+  const note = server.asksForToken ? "# with the token in FINETUNER_TOKEN\n" : "";
+  return `${note}${host}finetuner fit ${[...words, "--follow"].join(" \\\n  ")}\n`;
+}
+
+function compactJson(value: Json): string {
+  return escaped(JSON.stringify(value));
 }

@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { test } from "node:test";
-import { dataName, fieldOf, RECOMMENDED, requestOf, withLoss } from "../src/fit_request";
-import { curlOf, type Json, python, pythonOf, shellWord } from "../src/source_text";
+import { dataName, fieldOf, fitted, missing, RECOMMENDED, requestOf, withLoss } from "../src/fit_request";
+import { commandOf, curlOf, type Json, python, pythonOf, shellWord } from "../src/source_text";
 
 const SERVER = { origin: "http://127.0.0.1:51001", asksForToken: false };
 const NASTY = [
@@ -39,7 +39,7 @@ function ran(text: string): unknown {
 
 /** What curl would be called with. */
 function called(text: string): string[] {
-  const script = `curl() { printf '%s\\036' "$@"; }\n${text}`;
+  const script = `curl() { printf '%s\\036' "$@"; }; finetuner() { curl "$@"; }\n${text}`;
   return execFileSync("sh", ["-s"], { input: script, encoding: "utf8" }).split("\x1e").slice(0, -1);
 }
 
@@ -52,6 +52,20 @@ test("the curl command sends what the form says, and the shell runs nothing in i
   assert.equal(words[0], "http://127.0.0.1:51001/fit");
   assert.deepEqual(JSON.parse(words.at(-1)!), BODY);
   assert.ok(words.includes("Idempotency-Key: key-1"));
+});
+
+test("the command's words hold what the form says, and the shell runs nothing in them", () => {
+  const name = "it's $(touch /tmp/no) `id` --x";
+  const body = requestOf({ ...RECOMMENDED, train_data: "quora", description: name, run_name: "-r" });
+  const words = called(commandOf(body, SERVER));
+  assert.deepEqual(words, [
+    "fit", "--model=all-minilm-l6-v2", "--data=quora", "--run-name=-r", `--description=${name}`, "--loss=SupConLoss",
+    "--loss-option=temperature=0.05", "--optimizer=AdamW", "--scheduler=linear",
+    '--set=scheduler_options={"num_warmup_steps":0.1}', "--epochs=3", "--batch-size=64", "--num-items-per-class=2",
+    "--device=cuda", "--to-onnx",
+    `--set=callbacks=${JSON.stringify(body.callbacks)}`, "--follow",
+  ]);
+  assert.match(commandOf(body, { origin: "https://a.example.org", asksForToken: true }), /^# .*\nFINETUNER_HOST=https:\/\/a\.example\.org finetuner fit/);
 });
 
 test("a word stays one word in a shell", () => {
@@ -104,11 +118,27 @@ test("pairs have no classes, and what is no number goes to the server as it is",
   });
 });
 
+test("other data get what is recommended for them, but for what was chosen", () => {
+  const none = { loss: false, evaluation: false };
+  const scored = fitted(RECOMMENDED, "scored pairs", none);
+  assert.deepEqual([scored.loss, scored.loss_option, scored.evaluation], ["CoSENTLoss", "20", "none"]);
+  assert.deepEqual(fitted(scored, "labels", none), RECOMMENDED);
+  const own = { ...RECOMMENDED, loss: "CircleLoss", loss_option: "" };
+  assert.deepEqual(fitted(own, "pairs", { loss: true, evaluation: true }), own);
+});
+
+test("an evaluation with data of its own needs queries", () => {
+  assert.deepEqual(missing({ ...RECOMMENDED, evaluation: "separate" }).map(({ field }) => field), ["query_data"]);
+  assert.deepEqual(missing({ ...RECOMMENDED, evaluation: "separate", query_data: "q" }), []);
+  assert.deepEqual(missing(RECOMMENDED), []);
+});
+
 test("the server's fields find theirs", () => {
   assert.equal(fieldOf("epochs"), "epochs");
   assert.equal(fieldOf("loss_options.temperature"), "loss_option");
   assert.equal(fieldOf("EvaluationCallback.hold_out"), "hold_out");
   assert.equal(fieldOf("callbacks[0].options.query_data"), "query_data");
+  assert.equal(fieldOf("callbacks[0]"), "evaluation");
   assert.equal(fieldOf("n_processes"), "");
   assert.equal(fieldOf("constructor"), "");
 });

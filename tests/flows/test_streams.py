@@ -14,8 +14,8 @@ from finetuner.client import Client
 from finetuner.config import RunConfig
 from finetuner.errors import RunInProgressError, RunNotFoundError
 from finetuner.run import Run as UserRun
+from finetuner.run_metrics import append_metrics
 from finetuner.run_store import RunStore
-from finetuner.runs import append_metrics
 from finetuner.states import Status
 
 pytestmark = pytest.mark.slow

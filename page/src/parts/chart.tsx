@@ -98,7 +98,7 @@ function settings(options: ChartOptions, width: number): uPlot.Options {
     legend: { show: !options.isPlain },
     axes: [
       { ...axis, label: options.xLabel, labelSize: 18, size: 34, ...(options.countsX && { incrs: WHOLE_STEPS }) },
-      { ...axis, size: 58 },
+      { ...axis, size: 58, values: (_, ticks) => ticks.map(tick) },
     ],
     cursor: { y: false, points: { size: 7 } },
     series: [
@@ -114,6 +114,12 @@ function settings(options: ChartOptions, width: number): uPlot.Options {
       })),
     ],
   };
+}
+
+function tick(value: number | null): string {
+  if (value === null) return "";
+  if (value !== 0 && Math.abs(value) < 1e-3) return Number(value.toPrecision(3)).toExponential();
+  return Number(value.toPrecision(6)).toLocaleString("en", { maximumFractionDigits: 6 });
 }
 
 function CurveTable({ curves, xLabel, digits }: { curves: Curve[]; xLabel: string; digits: number }) {

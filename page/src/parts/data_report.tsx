@@ -22,7 +22,7 @@ export function DataReportView({ report }: { report: DataReport }) {
         {isLabelled && <Figure name="labels">{number(report.n_labels)}</Figure>}
         {isLabelled && <Figure name="labels with one text">{number(report.n_alone)}</Figure>}
         <Figure name="repeated rows">{number(report.n_repeated)}</Figure>
-        {isLabelled && <Figure name="under two labels">{number(report.n_ambiguous)}</Figure>}
+        <Figure name={isLabelled ? "under two labels" : "contradictory"}>{number(report.n_ambiguous)}</Figure>
         {report.lengths && <Figure name="characters, median · longest">{number(report.lengths.p50)} · {number(report.lengths.max)}</Figure>}
       </dl>
       {(report.class_sizes ?? []).length > 0 && <ClassSizes report={report} />}
@@ -47,9 +47,9 @@ export function DataReportView({ report }: { report: DataReport }) {
       )}
       {report.ambiguous.length > 0 && (
         <details>
-          <summary>{plural(report.n_ambiguous, "text")} under two labels or more; left out of the training</summary>
-          <Table caption="Texts under several labels">
-            <thead><tr><th scope="col">text</th><th scope="col">labels</th></tr></thead>
+          <summary>{plural(report.n_ambiguous, isLabelled ? "text" : "row")} {isLabelled ? "under two labels or more" : "that contradict others"}; left out of the training</summary>
+          <Table caption={isLabelled ? "Texts under several labels" : "Contradictory rows"}>
+            <thead><tr><th scope="col">text</th><th scope="col">{isLabelled ? "labels" : "what they say"}</th></tr></thead>
             <tbody>
               {report.ambiguous.map(({ text, labels }) => (
                 <tr><td class="text"><bdi>{text}</bdi></td><td class="text"><bdi>{labels.join(", ")}</bdi></td></tr>

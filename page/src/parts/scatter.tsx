@@ -1,6 +1,6 @@
 // Points on a canvas that is panned and zoomed by wheel, drag, fingers and keys.
 import type { ComponentChildren } from "preact";
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { quadtree, type Quadtree } from "d3-quadtree";
 import { select } from "d3-selection";
 import { zoom, zoomIdentity, type ZoomTransform, zoomTransform } from "d3-zoom";
@@ -52,12 +52,13 @@ export function Scatter(options: ScatterOptions) {
   useEffect(() => void (tree.current = null), [places]);
   const dark = isDark.value;
   useEffect(() => {
-    const frame = requestAnimationFrame(() => draw(canvas.current!, now.current));
+    const element = canvas.current!;
+    const frame = requestAnimationFrame(() => draw(element, now.current));
     return () => cancelAnimationFrame(frame);
   }, [places, groups, view, radius_px, dark]);
-  useEffect(() => placeRing(ring.current!, canvas.current!, now.current), [places, view, active]);
+  useLayoutEffect(() => placeRing(ring.current!, canvas.current!, now.current), [places, view, active]);
   useEffect(() => {
-    const element = canvas.current!;
+    const element = canvas.current!, mark = ring.current!;
     const behaviour = zoom<HTMLCanvasElement, unknown>()
       .scaleExtent(ZOOM)
       .on("zoom", (event) => event.sourceEvent && now.current.onView(event.transform));
@@ -65,7 +66,7 @@ export function Scatter(options: ScatterOptions) {
     const observer = new ResizeObserver(() => {
       fit(element);
       draw(element, now.current);
-      placeRing(ring.current!, element, now.current);
+      placeRing(mark, element, now.current);
     });
     observer.observe(element.parentElement!);
     return () => observer.disconnect();

@@ -21,6 +21,11 @@ export function SettingsCard({ run }: { run: RunRecord }) {
   );
 }
 
+/** A dotted name, which may be broken behind its dots and underscores. */
+export function SettingName({ name }: { name: string }) {
+  return <>{name.split(/(?<=[._])/).map((part) => <>{part}<wbr /></>)}</>;
+}
+
 function Rows({ caption, rows }: { caption: string; rows: Difference[] }) {
   return (
     <Table caption={caption}>
@@ -28,7 +33,7 @@ function Rows({ caption, rows }: { caption: string; rows: Difference[] }) {
       <tbody>
         {rows.map(({ name, values }) => (
           <tr>
-            <th scope="row" class="setting">{name}</th>
+            <th scope="row" class="setting"><SettingName name={name} /></th>
             <td class="long"><code dir="auto">{written(values[0])}</code></td>
           </tr>
         ))}

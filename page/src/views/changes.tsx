@@ -170,8 +170,8 @@ function Result({ result, place, n_results }: { result: Ranked; place: number; n
   return (
     <li class={result.isHit ? "hit" : undefined}>
       <span class="result-mark">
-        {result.isHit ? <><span aria-hidden="true">✓</span><span class="unseen">hit, </span></> : <span class="unseen">no hit, </span>}
-        {place}
+        <span><span aria-hidden="true">{result.isHit && "✓"}</span><span class="unseen">{result.isHit ? "hit, " : "no hit, "}</span></span>
+        <span>{place}</span>
       </span>
       <div class="result-text">
         <Text text={result.text} />
@@ -188,7 +188,8 @@ function Result({ result, place, n_results }: { result: Ranked; place: number; n
 function Move({ result, n_results }: { result: Ranked; n_results: number }) {
   const { before, after } = result;
   const n = climb(result, n_results);
-  const tone = n > 0 ? "up" : n < 0 ? "down" : "quiet";
+  // That another text than a hit goes down is no loss.
+  const tone = !result.isHit || !n ? "quiet" : n > 0 ? "up" : "down";
   return (
     <span class={`figure ${tone}`}>
       <span aria-hidden="true">{n > 0 ? "↑ " : n < 0 ? "↓ " : "= "}{before ?? "–"} → {after ?? "–"}</span>

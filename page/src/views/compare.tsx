@@ -1,11 +1,12 @@
 // Several runs beside each other: curves, metrics, and the settings that differ.
 import { useSignal } from "@preact/signals";
-import { useEffect, useMemo, useState } from "preact/hooks";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { captionsOf, decimated, evaluationsByPlace, inOrder, metricName, METRICS, smoothed, summaryOf } from "../curves";
 import { number, words } from "../format";
-import { type Followed, useNewLines, usePolled } from "../live";
+import { fromJson, useFollowed, useNewLines, usePolled } from "../live";
 import { Card, Empty, ErrorNote, Loading, OutcomeBadge, StatusBadge, Table } from "../parts/basics";
 import { Chart, type Curve } from "../parts/chart";
+import { SettingName } from "../parts/settings_card";
 import { type Epoch, hasEnded, runPath, type RunRecord, splitKey, type Step } from "../records";
 import { type Route, to } from "../route";
 import { compared, written } from "../settings";
@@ -44,9 +45,15 @@ function Source({ name, onCome }: { name: string; onCome: Come }) {
   const query = { experiment_name };
   const [hasAllOf, setHasAllOf] = useState("");
   const { value: run, error } = usePolled<RunRecord>(runPath(run_name), query, hasAllOf ? 0 : 3_000);
+  const artifact_id = run?.artifact_id ?? "";
   const path = (view: string) => (run ? runPath(run_name, view) : null);
-  const steps: Followed<Step> = useNewLines<Step>(path("/steps"), query, run?.artifact_id ?? "");
-  const epochs = useNewLines<Epoch>(path("/epochs"), query, run?.artifact_id ?? "");
+  // Of a run that had ended, a stream gives all steps at once and ends; one that goes on would hold a connection.
+  const streams = useRef<boolean | null>(null);
+  if (run) streams.current ??= hasEnded(run.status);
+  const streamed = useFollowed<Step>(streams.current ? path("/steps") : null, query, { artifact_id, unit: "lines" }, fromJson<Step>);
+  const asked = useNewLines<Step>(streams.current === false ? path("/steps") : null, query, artifact_id);
+  const steps = streams.current ? streamed : asked;
+  const epochs = useNewLines<Epoch>(path("/epochs"), query, artifact_id);
   useEffect(() => {
     if (run && hasEnded(run.status)) setHasAllOf(run.artifact_id);
     onCome(name, { run, error: error && !error.isAway ? error : undefined, steps: steps.items, epochs: epochs.items });
@@ -85,7 +92,7 @@ function Heads({ keys, all }: Several) {
               <span class={`swatch series-${(place % 8) + 1}`} aria-hidden="true" />
               <a class="long" href={to(["runs", experiment_name, name])}>{key}</a>
               {run && <StatusBadge status={run.status} />}
-              {run && <OutcomeBadge outcome={run.verdict} />}
+              {run?.verdict && <OutcomeBadge outcome={run.verdict} />}
               {!run && !error && <span class="quiet">loading …</span>}
               <a class="leave" href={to(["compare"], { runs: rest.join(",") })} aria-label={`Leave out ${key}`}>✕</a>
               {error && <ErrorNote error={error} />}
@@ -230,7 +237,7 @@ function SettingsTable({ keys, all }: Several) {
           <tbody>
             {shown.map(({ name, values, differs }) => (
               <tr>
-                <th scope="row" class="setting">{name}{differs && showsAll && <> <span aria-hidden="true">≠</span><span class="unseen"> differs</span></>}</th>
+                <th scope="row" class="setting"><SettingName name={name} />{differs && showsAll && <> <span aria-hidden="true">≠</span><span class="unseen"> differs</span></>}</th>
                 {values.map((value) => <td class="compared"><code dir="auto">{written(value)}</code></td>)}
               </tr>
             ))}

@@ -1,7 +1,7 @@
 // A new run: choose data, see what the server finds in it, set what differs from what is recommended, start.
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { ApiError, send, token } from "../api";
-import { fieldOf, findLoss, type Form, LOSSES, MODELS, recommendedLoss, RECOMMENDED, requestOf, withLoss } from "../fit_request";
+import { type Chosen, fieldOf, findLoss, fitted, type Form, LOSSES, missing, MODELS, recommendedLoss, RECOMMENDED, requestOf, withLoss } from "../fit_request";
 import { plural, size } from "../format";
 import { asApiError, usePolled } from "../live";
 import { Card, Code, ErrorNote, Loading, Note } from "../parts/basics";
@@ -10,7 +10,7 @@ import { Choices, Field, Problems, TextField } from "../parts/field";
 import { DataChoice, DataSelect, withScope } from "../parts/stored_data";
 import type { Check, Complaint, RunRecord, StoredData } from "../records";
 import { go } from "../route";
-import { curlOf, type Json, pythonOf } from "../source_text";
+import { commandOf, curlOf, type Json, pythonOf } from "../source_text";
 
 const PAUSE_MS = 400;
 
@@ -23,22 +23,24 @@ interface Group {
 
 export default function NewRun() {
   const [form, setForm] = useState<Form>(RECOMMENDED);
-  const [isLossChosen, setIsLossChosen] = useState(false);
+  const [chosen, setChosen] = useState<Chosen>({ loss: false, evaluation: false });
   const request = useMemo(() => requestOf(form), [form]);
   const stored = usePolled<{ items: StoredData[] }>("/data", {}, 10_000);
   const { check, error, isPending } = useCheck(form.train_data ? request : null);
   const dataForm = check?.train_data?.form;
   const change = (changes: Partial<Form>) => {
-    if (changes.loss !== undefined) setIsLossChosen(true);
+    setChosen((now) => ({ loss: now.loss || "loss" in changes, evaluation: now.evaluation || "evaluation" in changes }));
     setForm((now) => (changes.loss === undefined ? { ...now, ...changes } : withLoss({ ...now, ...changes }, changes.loss)));
   };
   useEffect(() => {
-    if (dataForm && !isLossChosen) setForm((now) => withLoss(now, recommendedLoss(dataForm).name));
-  }, [dataForm, isLossChosen]);
+    if (dataForm) setForm((now) => fitted(now, dataForm, chosen));
+  }, [dataForm]);
   const key = useKey(request);
   const [refusal, setRefusal] = useState<Complaint | null>(null);
   useEffect(() => setRefusal(null), [form]);
-  const complaints = [...(check?.problems ?? []), ...(refusal ? [refusal] : [])];
+  const lacking = missing(form);
+  const found = (check?.problems ?? []).filter(({ field }) => !lacking.length || fieldOf(field) !== "evaluation");
+  const complaints: Complaint[] = [...lacking, ...found, ...(refusal ? [refusal] : [])];
   const problems = (field: keyof Form) => complaints.filter((c) => fieldOf(c.field) === field).map((c) => c.message);
   const group = { form, change, problems };
   return (
@@ -175,8 +177,12 @@ function More({ form, change, problems }: Group) {
     <TextField label={label} hint={hint} value={String(form[name])} onChange={(value) => change({ [name]: value })} problems={problems(name)} {...more} />
   );
   const isMarked = names.some((name) => problems(name).length);
+  const details = useRef<HTMLDetailsElement>(null);
+  useEffect(() => {
+    if (isMarked) details.current!.open = true; // and it stays so when what was marked is mended
+  }, [isMarked]);
   return (
-    <details open={isMarked || undefined}>
+    <details ref={details}>
       <summary><h2>More settings</h2></summary>
       <div class="stack">
         <div class="fields">
@@ -217,7 +223,7 @@ function Verdict(
   const loose = complaints.filter(({ field }) => !fieldOf(field));
   const n_marked = complaints.length - loose.length;
   return (
-    <div class="stack tight" aria-live="polite" aria-busy={isPending}>
+    <div class="stack near" aria-live="polite" aria-busy={isPending}>
       {error && <ErrorNote error={withScope(error, "fit")} />}
       {!check && !error && <Loading what="Checking data and settings" />}
       {n_marked > 0 && (
@@ -267,7 +273,7 @@ function Start(
     setIsSending(false);
   };
   return (
-    <div class="stack tight start">
+    <div class="stack near start">
       {error && <ErrorNote error={error} />}
       <button type="button" class="primary" disabled={!isReady || isSending} onClick={() => void start()}>
         {isSending ? "Starting …" : "Start the run"}
@@ -285,17 +291,21 @@ function useKey(request: Record<string, Json>): string {
   }, [content]);
 }
 
-type Language = "python" | "curl";
+type Language = "python" | "curl" | "command";
 
 function SameAs({ request, idempotencyKey }: { request: Record<string, Json>; idempotencyKey: string }) {
   const [language, setLanguage] = useState<Language>("python");
   const server = { origin: location.origin, asksForToken: Boolean(token.value) };
-  const text = language === "python" ? pythonOf(request, server) : curlOf(request, server, idempotencyKey);
+  const text = {
+    python: () => pythonOf(request, server),
+    curl: () => curlOf(request, server, idempotencyKey),
+    command: () => commandOf(request, server),
+  }[language]();
   return (
-    <div class="stack tight">
+    <div class="stack near">
       <Choices
         label="Written as" value={language} onChange={setLanguage}
-        choices={[{ value: "python", label: "Python" }, { value: "curl", label: "curl" }]}
+        choices={[{ value: "python", label: "Python" }, { value: "curl", label: "curl" }, { value: "command", label: "command" }]}
       />
       <Code text={text} label={language} />
     </div>

@@ -31,7 +31,7 @@ export default function RunView({ route }: { route: Route }) {
           </small>
           {name}
         </h1>
-        {run && <span class="row" role="status"><StatusBadge status={run.status} /><OutcomeBadge outcome={run.verdict} /></span>}
+        {run && <span class="row" role="status"><StatusBadge status={run.status} />{run.verdict && <OutcomeBadge outcome={run.verdict} />}</span>}
         {run && <RunActions run={run} onChange={refresh} />}
       </div>
       {error && !error.isAway && <ErrorNote error={error} onRetry={refresh} />}
@@ -62,6 +62,7 @@ function Opened({ tab, run }: { tab: string; run: RunRecord }) {
 function Missing({ name, experiment, wasThere }: { name: string; experiment: string; wasThere: boolean }) {
   return (
     <Empty title={wasThere ? "This run has been deleted" : "There is no such run"}>
+      <h1 class="unseen">{name}</h1>
       <p>The service has no run <bdi>{name}</bdi> in the experiment <bdi>{experiment}</bdi>{wasThere ? " any more" : ""}.</p>
       <a class="button" href={to(["runs"])}>All runs</a>
     </Empty>

@@ -138,8 +138,8 @@ function Row({ run }: { run: RunRecord }) {
       </th>
       <td role="cell" class="run-state"><StatusBadge status={run.status} /></td>
       <td role="cell" class="run-progress"><Progress run={run} /></td>
-      <td role="cell" class="run-metric"><Best run={run} /></td>
-      <td role="cell" class="run-verdict"><OutcomeBadge outcome={run.verdict} /></td>
+      <td role="cell" class={run.metric ? "run-metric" : "run-metric none"}><Best run={run} /></td>
+      <td role="cell" class={run.verdict ? "run-verdict" : "run-verdict none"}><OutcomeBadge outcome={run.verdict} /></td>
       <td role="cell" class="run-when"><time dateTime={run.created_at} title={new Date(run.created_at).toLocaleString()}>{ago(run.created_at)}</time></td>
     </tr>
   );

@@ -60,7 +60,7 @@ function Aliases({ models }: { models: Model[] }) {
       title="Aliases"
       actions={<button type="button" disabled={!mayChange || !models.length} onClick={() => setOpen({ what: "new" })}>New alias</button>}
     >
-      <div class="stack tight">
+      <div class="stack near">
         {!mayChange && <Note><p>This token may look and not change anything here: that needs the scope admin.</p></Note>}
         {error && <ErrorNote error={error} />}
         {aliases.error && !items && <ErrorNote error={withScope(aliases.error, "read")} onRetry={aliases.refresh} />}
@@ -68,6 +68,7 @@ function Aliases({ models }: { models: Model[] }) {
         {items && !items.length && (
           <Empty title="No alias yet">
             <p>An alias such as prod is a name that clients ask for. It can point to another run from one moment to the next, without a restart.</p>
+            {!models.length && <p>It needs a finished run first. <a href={to(["new"])}>Start one</a></p>}
           </Empty>
         )}
         {items && items.length > 0 && (
@@ -218,7 +219,7 @@ function Memory({ history: { last }, models, error }: { history: History; models
   const figure = (words: string, value: ComponentChildren) => <div><dt>{words}</dt><dd>{value}</dd></div>;
   return (
     <Card title="Loaded models">
-      <div class="stack tight">
+      <div class="stack near">
         {error && !models.length && <ErrorNote error={withScope(error, "encode or read")} />}
         <dl class="figures">
           {figure("in memory", n === null ? "–" : plural(n, "model"))}

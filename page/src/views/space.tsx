@@ -32,6 +32,7 @@ export function SpaceView({ run }: { run: RunRecord }) {
   if (caption === undefined) return <NoMap run={run} ended={ended} />;
   return (
     <div class="stack">
+      <h2 class="unseen">Texts as points</h2>
       {captions.length > 1 && (
         <Field label="Evaluation">
           {(marks) => (
@@ -203,15 +204,15 @@ function Legend({ map, highlighted, onHighlight }: { map: SpaceMap; highlighted:
   const [typed, setTyped] = useState("");
   const type = (value: string) => (setTyped(value), onHighlight(known.has(value) ? value : ""));
   return (
-    <section class="stack tight" aria-label="Labels">
+    <section class="stack near" aria-label="Labels">
       <div class="legend">
         {counted.slice(0, colours.size).map(([label, n], place) => (
-          <button type="button" class="small swatch" aria-pressed={label === highlighted} onClick={() => type(label === highlighted ? "" : label)}>
+          <button type="button" class="small tagged" aria-pressed={label === highlighted} onClick={() => type(label === highlighted ? "" : label)}>
             <i style={{ background: `var(--series-${place + 1})` }} /><bdi class="cut">{label}</bdi> <small>{number(n)}</small>
           </button>
         ))}
         {counted.length > colours.size && (
-          <span class="swatch"><i style={{ background: "var(--line-strong)" }} />{plural(counted.length - colours.size, "other label")}</span>
+          <span class="tagged"><i style={{ background: "var(--line-strong)" }} />{plural(counted.length - colours.size, "other label")}</span>
         )}
       </div>
       <div class="row">

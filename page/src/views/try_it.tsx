@@ -54,7 +54,7 @@ function Sides({ models, query }: { models: Model[]; query: URLSearchParams }) {
   const side = (name: "a" | "b", of: Side, found: Search, against: Search) => (
     <Card>
       <h2 class="unseen">Results of the {name === "a" ? "first" : "second"} model</h2>
-      <div class="stack tight">
+      <div class="stack near">
         <ModelSelect label={name === "a" ? "First model" : "Second model"} side={of} models={models} onChange={(next) => show({ [name]: sideName(next) })} />
         <Found found={found} against={against} asked={asked} coloured={coloured} />
       </div>
@@ -164,10 +164,10 @@ function Found({ found, against, asked, coloured }: { found: Search; against: Se
   const { hits, answer, progress, error, isPending } = found;
   if (!asked) return <p class="quiet">Its nearest texts will stand here.</p>;
   return (
-    <div class="stack tight" aria-busy={isPending}>
+    <div class="stack near" aria-busy={isPending}>
       {error && <ErrorNote error={saying(error)} />}
       {progress && (
-        <div class="stack tight" role="status">
+        <div class="stack near" role="status">
           <p>The texts that are searched are embedded once: {number(progress.n_done)} of {number(progress.n_texts)}.</p>
           <progress max={progress.n_texts} value={progress.n_done} aria-label="Texts embedded" />
         </div>
@@ -200,7 +200,7 @@ function Hits({ hits, against, coloured, isOld }: { hits: Hit[]; against?: Hit[]
             <small class="row">
               <span>{score.toFixed(3)}</span>
               {label !== null && (
-                <span class="swatch">
+                <span class="tagged">
                   {coloured.has(label) && <i style={{ background: `var(--series-${coloured.get(label)! + 1})` }} />}
                   <bdi class="cut">{label}</bdi>
                 </span>
