@@ -27,7 +27,9 @@ def test_from_data_to_vectors(server, command, monkeypatch, tmp_path):
     assert "average_precision" in shown.stdout
 
     assert command("status", "command/by-hand").stdout.startswith("FINISHED")
-    assert "by-hand" in command("runs", "--experiment", "command").stdout
+    listed = command("runs", "--experiment", "command", "--newest").stdout
+    assert "command/by-hand" in listed
+    assert "average_precision" in listed
     assert "Finished" in command("logs", "-f", "command/by-hand").stdout
     metrics = orjson.loads(command("metrics", "command/by-hand", "--json").stdout)
     assert [line["epoch"] for line in metrics["epochs"]] == [0, 1, 2]
