@@ -90,14 +90,14 @@ def _train(server):
         "num_items_per_class": 2,
         "device": "cpu",
     }
-    for name, epochs, rate in (("careful", 5, 2e-5), ("eager", 5, 2e-4)):
+    for name, epochs, rate in (("careful", 3, 2e-5), ("eager", 3, 2e-4)):
         _say(f"training {name} ...")
         run = finetuner.fit(
             run_name=name, epochs=epochs, learning_rate=rate, callbacks=[evaluation], **common
         )
         _wait(server, run)
     _say("training one that fails, one that stays at work, one that waits ...")
-    _wait(server, finetuner.fit(run_name="too-eager", epochs=3, learning_rate=50.0, **common))
+    _wait(server, finetuner.fit(run_name="too-eager", epochs=3, learning_rate=0.5, **common))
     finetuner.set_alias("prod", "careful")
     finetuner.set_alias("trial", "eager", force=True)
     at_work = finetuner.fit(run_name="at-work", epochs=400, callbacks=[evaluation], **common)
