@@ -55,7 +55,9 @@ def main(
 def env() -> None:
     """Print the variables that point the client and docarray's push and pull to the server.
 
-    Use: eval "$(finetuner env)"
+    \b
+    eval "$(finetuner env)"
+    FINETUNER_HOST=http://gpu-box:51001 finetuner env
     """
     variables = {
         "FINETUNER_HOST": server_url(),

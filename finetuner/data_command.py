@@ -37,7 +37,12 @@ AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @data_app.command("list")
 def list_stored(as_json: AsJSON = False) -> None:
-    """Show what is stored."""
+    """Show what is stored.
+
+    \b
+    finetuner data list
+    finetuner data list --json
+    """
     with reported():
         entries = list_data()
     if as_json:
@@ -60,7 +65,12 @@ def list_stored(as_json: AsJSON = False) -> None:
 
 @data_app.command()
 def push(name: Name, file: CSV, labelled: IsLabelled = False) -> None:
-    """Store a CSV under a name, in place of what has it."""
+    """Store a CSV under a name, in place of what has it.
+
+    \b
+    finetuner data push quora/train train.csv
+    finetuner data push questions rows.csv --labelled    text,label without a header
+    """
     with reported():
         entry = push_data(name, str(file), CSVOptions(is_labeled=labelled))
     Console(highlight=False).print(
@@ -78,7 +88,12 @@ def pull(
     ] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Fetch stored texts as a CSV."""
+    """Fetch stored texts as a CSV.
+
+    \b
+    finetuner data pull quora/train train.csv
+    finetuner data pull quora/train --json | jq length
+    """
     with reported():
         texts = read_documents(pull_data(name))
         content = orjson.dumps(list(texts.rows()), option=orjson.OPT_INDENT_2)
@@ -97,7 +112,12 @@ def pull(
 
 @data_app.command()
 def delete(name: Name) -> None:
-    """Delete stored data; runs keep their texts."""
+    """Delete stored data; runs keep their texts.
+
+    \b
+    finetuner data delete questions
+    finetuner data delete quora/train
+    """
     with reported():
         delete_data(name)
     Console(highlight=False).print(f"`{escape(name)}` is deleted.")
@@ -108,6 +128,10 @@ def check(file: CSV, labelled: IsLabelled = False, as_json: AsJSON = False) -> N
     """Show what a CSV holds, and end with 1 when it cannot be trained on.
 
     No server is asked.
+
+    \b
+    finetuner data check train.csv
+    finetuner data check rows.csv --labelled --json
     """
     with reported():
         texts = texts_of(str(file), CSVOptions(is_labeled=labelled))

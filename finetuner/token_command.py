@@ -48,6 +48,10 @@ def create(
     encode   vectors, similarities, tokens, and the list of models
     fit      read, and: start and delete runs, push and delete data
     admin    all, and: aliases
+
+    \b
+    finetuner token create laptop --scope admin
+    TOKEN=$(finetuner token create page --scope encode)
     """
     folder = workspace_dir(workspace)
     with _recorded(folder, Action.CREATED_TOKEN, name):
@@ -63,7 +67,12 @@ def create(
 
 @token_app.command("list")
 def list_tokens(workspace: Workspace = None) -> None:
-    """Show the names and scopes of all tokens."""
+    """Show the names and scopes of all tokens.
+
+    \b
+    finetuner token list
+    finetuner token list --workspace /mnt/shared
+    """
     console = Console(highlight=False)
     with reported():
         tokens = TokenStore(workspace_dir(workspace)).list()
@@ -82,7 +91,12 @@ def list_tokens(workspace: Workspace = None) -> None:
 
 @token_app.command()
 def revoke(name: Name, workspace: Workspace = None) -> None:
-    """Make a token worthless, at once, in every running server of the folder."""
+    """Make a token worthless, at once, in every running server of the folder.
+
+    \b
+    finetuner token revoke laptop
+    finetuner token revoke laptop --workspace /mnt/shared
+    """
     folder = workspace_dir(workspace)
     store = TokenStore(folder)
     with _recorded(folder, Action.REVOKED_TOKEN, name):

@@ -186,23 +186,23 @@ def test_table_shows_one_run_before_in_the_list_and_all_for_one_alias(server, tm
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "exit_code", "message"),
     [
-        (("prod",), "no alias `prod`; known: none"),
-        (("prod", "three"), "run `default/three` has set 0: REGRESSED;"),
-        (("prod", "one", "--split", "two"), "split and weight go together"),
-        (("prod", "[b]x"), "no run and no artifact `[b]x`"),
-        (("--rollback",), "name the alias: finetuner alias NAME"),
-        (("--force",), "name the alias: finetuner alias NAME"),
-        (("prod", "--rollback", "--delete"), "take the alias alone"),
-        (("prod", "one", "--rollback"), "take the alias alone"),
-        (("prod", "--delete", "--force"), "take the alias alone"),
-        (("prod", "--weight", "0"), "name the run that `prod` shall point to"),
+        (("prod",), 3, "no alias `prod`; known: none"),
+        (("prod", "three"), 1, "run `default/three` has set 0: REGRESSED;"),
+        (("prod", "one", "--split", "two"), 2, "split and weight go together"),
+        (("prod", "[b]x"), 3, "no run and no artifact `[b]x`"),
+        (("--rollback",), 2, "name the alias: finetuner alias NAME"),
+        (("--force",), 2, "name the alias: finetuner alias NAME"),
+        (("prod", "--rollback", "--delete"), 2, "take the alias alone"),
+        (("prod", "one", "--rollback"), 2, "take the alias alone"),
+        (("prod", "--delete", "--force"), 2, "take the alias alone"),
+        (("prod", "--weight", "0"), 2, "name the run that `prod` shall point to"),
     ],
 )
-def test_command_ends_with_a_sentence(server, arguments, message):
+def test_command_ends_with_a_sentence(server, arguments, exit_code, message):
     code, shown, errors = run_command(*arguments)
-    assert (code, shown) == (1, "")
+    assert (code, shown) == (exit_code, "")
     assert errors.startswith("Error: ")
     assert message in errors
     assert finetuner.list_aliases() == []

@@ -132,22 +132,23 @@ def test_a_file_without_a_header(file):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "exit_code", "message"),
     [
-        (("push", "x", "none.csv"), "there is no CSV file `none.csv`"),
-        (("check", "none.csv"), "there is no CSV file `none.csv`"),
-        (("check", "."), "there is no CSV file `.`"),
-        (("pull", "[b]x"), "the data name `[b]x` is not allowed"),
+        (("push", "x", "none.csv"), 1, "there is no CSV file `none.csv`"),
+        (("check", "none.csv"), 1, "there is no CSV file `none.csv`"),
+        (("check", "."), 1, "there is no CSV file `.`"),
+        (("pull", "[b]x"), 2, "the data name `[b]x` is not allowed"),
         (
             ("pull", "x"),
+            3,
             "no stored data `x`; stored: none. Store a CSV with `finetuner data push x",
         ),
-        (("delete", "x"), "no stored data `x`; stored: none"),
+        (("delete", "x"), 3, "no stored data `x`; stored: none"),
     ],
 )
-def test_errors_are_sentences(arguments, message):
+def test_errors_are_sentences(arguments, exit_code, message):
     code, shown, errors = run(*arguments)
-    assert (code, shown) == (1, "")
+    assert (code, shown) == (exit_code, "")
     assert errors.startswith("Error: ")
     assert message in errors
 
@@ -155,4 +156,4 @@ def test_errors_are_sentences(arguments, message):
 def test_a_file_that_cannot_be_written(file, tmp_path):
     run("push", "x", file)
     code, _, errors = run("pull", "x", tmp_path / "none" / "x.csv")
-    assert (code, errors.startswith("Error: ")) == (1, True)
+    assert (code, errors.startswith("Error: ")) == (3, True)
