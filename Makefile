@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-unit check serve benchmark soak fuzz chaos load
+.PHONY: install demo test test-unit check serve benchmark soak fuzz chaos load page screenshots
 install: $(STAMP)
 $(STAMP): pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -12,6 +12,7 @@ $(STAMP): pyproject.toml requirements.txt
 demo: install
 	$(VENV)/bin/python examples/demo.py
 test: install
+	tests/browser/install_chromium.sh
 	$(VENV)/bin/python -m pytest
 test-unit: install
 	$(VENV)/bin/python -m pytest -m 'not slow'
@@ -38,3 +39,10 @@ benchmark: install
 	$(VENV)/bin/python benchmarks/evaluate.py
 	$(VENV)/bin/python benchmarks/bert.py
 	$(if $(DATA),$(VENV)/bin/python benchmarks/train.py --data $(DATA) --prefix "$(PREFIX)" --peer sentence-transformers)
+# The page from its source; needs Node. What it writes is under version control.
+page:
+	cd page && npm ci --no-audit --no-fund && npm run check && npm test && npm run build
+# Every view at three widths, light and dark, with real runs: screenshots/.
+screenshots: install
+	tests/browser/install_chromium.sh
+	$(VENV)/bin/python tests/browser/screenshots.py

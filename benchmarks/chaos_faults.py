@@ -24,6 +24,8 @@ from finetuner.holder import EXPIRY_S
 _EXIT_TIMEOUT_S = 60.0
 # A worker that is struck again and again before it has started gets nowhere, and no other does.
 _RESPITE_S = 15.0
+# A part that dies five times in a minute ends the service, as it should.
+_PART_RESPITE_S = 16.0
 # Of the time; the rest is for faults that need a service.
 _RESTART_SHARE = 0.25
 
@@ -133,10 +135,11 @@ class Storm:
         self.note("(the service is ready)")
 
     def kill_part(self, part: Part) -> str | None:
-        """Kill one part of the service, when it is there."""
-        process = self.service.part(part)
-        if process is None:
+        """Kill one part of the service, when it is there and has had some time in peace."""
+        process, now = self.service.part(part), time.monotonic()
+        if process is None or now - self._struck_at.get(part, 0.0) < _PART_RESPITE_S:
             return None
+        self._struck_at[part] = now
         with suppress(psutil.Error):
             process.kill()
         return ""

@@ -44,8 +44,10 @@ from finetuner.api import (
     login,
     notebook_login,
 )
+from finetuner.check_verb import check
 from finetuner.client import point_docarray_here
 from finetuner.csv_file import CSVOptions
+from finetuner.data_verbs import delete_data, list_data, pull_data, push_data
 from finetuner.experiment import Experiment
 from finetuner.inference import (
     build_model,
@@ -66,11 +68,13 @@ __all__ = [
     "Run",
     "build_model",
     "callback",
+    "check",
     "cos_sim",
     "create_experiment",
     "create_run",
     "create_training_run",
     "delete_alias",
+    "delete_data",
     "delete_experiment",
     "delete_experiments",
     "delete_run",
@@ -85,12 +89,15 @@ __all__ = [
     "get_token",
     "list_aliases",
     "list_callbacks",
+    "list_data",
     "list_experiments",
     "list_model_options",
     "list_models",
     "list_runs",
     "login",
     "notebook_login",
+    "pull_data",
+    "push_data",
     "rollback_alias",
     "set_alias",
 ]

@@ -11,14 +11,22 @@ from rich.markup import escape
 from rich.table import Table
 
 from finetuner.alias_verbs import delete_alias, get_alias, list_aliases, rollback_alias, set_alias
-from finetuner.errors import ConfigError, FinetunerError
+from finetuner.command_errors import reported
+from finetuner.errors import ConfigError
+from finetuner.named_run import complete_aliases, complete_runs
 
 
 def alias(
-    name: Annotated[str | None, typer.Argument(help="The alias, such as prod.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="The alias, such as prod.", autocompletion=complete_aliases),
+    ] = None,
     run: Annotated[
         str | None,
-        typer.Argument(help="What it shall point to: a run, EXPERIMENT/RUN or an artifact id."),
+        typer.Argument(
+            help="What it shall point to: a run, EXPERIMENT/RUN or an artifact id.",
+            autocompletion=complete_runs,
+        ),
     ] = None,
     rollback: Annotated[bool, typer.Option("--rollback", help="Back to the run before.")] = False,
     delete: Annotated[bool, typer.Option("--delete", help="Remove it; the runs stay.")] = False,
@@ -53,13 +61,9 @@ def alias(
     """
     changes = {"split": split, "weight": weight, "shadow": shadow, "force": force or None}
     given = {option: value for option, value in changes.items() if value is not None}
-    try:
+    with reported():
         _check(name, run, n_removals=rollback + delete, n_options=len(given))
         found = _act(name, run, rollback=rollback, delete=delete, given=given)
-    except FinetunerError as error:
-        errors = Console(stderr=True, highlight=False)
-        errors.print(f"[red]Error:[/red] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from error
     console = Console(highlight=False)
     if as_json:
         shown = found if name is None else found[0]

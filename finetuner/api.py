@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from docarray import DocumentArray
+from typing import Any
 
 from finetuner.callback import CALLBACKS
 from finetuner.client import Client, experiment_path, point_docarray_here, use_token
@@ -18,11 +16,7 @@ from finetuner.experiment import Data, Experiment
 from finetuner.experiment import create_experiment as _create_experiment
 from finetuner.run import Run
 
-if TYPE_CHECKING:
-    pass
-
 _client = Client()
-Texts = TypeVar("Texts", DocumentArray, Sequence[str])
 
 
 def login(
@@ -182,13 +176,21 @@ def fit(
     :raises InsufficientSpaceError: When the server's volume has no room for the run.
     :raises UnavailableError: When no server answers.
     """
-    settings = {name: value for name, value in locals().items() if name not in _NOT_SENT}
-    if public:
+    settings = sent_settings(locals())
+    return experiment_called(experiment_name).create_training_run(**settings)
+
+
+def sent_settings(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of :func:`fit` that are sent.
+
+    :raises ConfigError: When one has no meaning here.
+    """
+    if arguments["public"]:
         raise ConfigError(
             "public has no meaning on a server of your own: who reaches it reads all; leave it out"
         )
-    settings["hard_negatives"] = _settings_of(hard_negatives)
-    return _experiment(experiment_name).create_training_run(**settings)
+    settings = {name: value for name, value in arguments.items() if name not in _NOT_SENT}
+    return {**settings, "hard_negatives": _settings_of(settings["hard_negatives"])}
 
 
 def _settings_of(value: HardNegatives | dict[str, Any] | bool | None) -> dict[str, Any] | None:
@@ -199,7 +201,7 @@ def _settings_of(value: HardNegatives | dict[str, Any] | bool | None) -> dict[st
     return value
 
 
-def _experiment(name: str | None) -> Experiment:
+def experiment_called(name: str | None) -> Experiment:
     """Return an experiment by name alone, without asking the server whether it is there."""
     return Experiment(_client, {"name": name or DEFAULT_EXPERIMENT, "status": "ACTIVE"})
 
@@ -213,7 +215,7 @@ def get_run(run_name: str, experiment_name: str | None = None) -> Run:
 
     :raises RunNotFoundError: When the experiment has none of that name.
     """
-    return _experiment(experiment_name).get_run(run_name)
+    return experiment_called(experiment_name).get_run(run_name)
 
 
 def list_runs(
@@ -235,7 +237,7 @@ def delete_run(run_name: str, experiment_name: str | None = None) -> None:
 
     :raises RunNotFoundError: When the experiment has none of that name.
     """
-    _experiment(experiment_name).delete_run(run_name)
+    experiment_called(experiment_name).delete_run(run_name)
 
 
 def delete_runs(experiment_name: str | None = None) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from finetuner.errors import ConfigError
 from finetuner.schema import convert, documented, read
 
+_MAX_SHARE = 0.9
+
 
 class Distance(StrEnum):
     """How near two vectors are; smaller is nearer."""
@@ -26,7 +28,8 @@ class EvaluationCallback:
     """
 
     query_data: Any = documented(
-        "the queries: a stored name, rows, a CSV file or a DocumentArray, every text labelled"
+        "the queries: a stored name, rows, a CSV file or a DocumentArray, every text labelled",
+        default=None,
     )
     index_data: Any = documented(
         "what is searched, in the same forms; the queries themselves when left out", default=None
@@ -50,6 +53,11 @@ class EvaluationCallback:
     caption: str | None = documented(
         "prefix of the metrics' names; needed when a run has several of these", default=None
     )
+    hold_out: float | None = documented(
+        "share of the training data to evaluate with in place of query_data, and not to train on; above 0, "
+        "at most 0.9",
+        default=None,
+    )
 
     def __post_init__(self) -> None:
         distance = convert(Distance, self.distance, "EvaluationCallback.distance")
@@ -61,6 +69,24 @@ class EvaluationCallback:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"EvaluationCallback.{name} must be at least 1, got {value}")
+        if self.hold_out is not None:
+            self._check_hold_out(self.hold_out)
+
+    def _check_hold_out(self, share: float) -> None:
+        if not 0 < share <= _MAX_SHARE:
+            raise ConfigError(
+                f"EvaluationCallback.hold_out must be above 0 and at most {_MAX_SHARE}, got {share}"
+            )
+        if self.query_data is not None or self.index_data is not None:
+            raise ConfigError(
+                "EvaluationCallback.hold_out takes queries and index from the training data: leave "
+                "query_data and index_data out, or hold_out"
+            )
+        if not self.exclude_self:
+            raise ConfigError(
+                "EvaluationCallback.hold_out searches texts among themselves, where with "
+                "exclude_self=False each finds itself first: leave exclude_self out"
+            )
 
     @property
     def prefix(self) -> str:

@@ -3,97 +3,52 @@
 from __future__ import annotations
 
 import shlex
-import socket
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from finetuner import __version__
 from finetuner.alias_command import alias
 from finetuner.client import NO_TOKEN, server_url, token
-from finetuner.config import workspace_dir
-from finetuner.errors import ConfigError, FinetunerError
-from finetuner.gatekeeper import check_host
+from finetuner.data_command import data_app
+from finetuner.doctor_command import doctor
+from finetuner.encode_command import encode
+from finetuner.fit_command import fit
 from finetuner.gc_command import gc
+from finetuner.log_format import set_up_fresh_process
+from finetuner.run_command import register
+from finetuner.serve_command import serve
 from finetuner.token_command import token_app
 
 app = typer.Typer(
-    help="Fine-tune, evaluate and serve text embedding models on your own machine.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"finetuner-flow {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
-def main() -> None:
-    """Fine-tune, evaluate and serve text embedding models on your own machine."""
-
-
-@app.command()
-def serve(
-    flow: Annotated[str, typer.Option(help="The Flow's YAML file.")] = "flows/all.yml",
-    workspace: Annotated[
-        Path | None,
-        typer.Option(help="The folder of data, runs and models. [default: FINETUNER_WORKSPACE]"),
-    ] = None,
-    host: Annotated[
-        str, typer.Option(help="Where to listen. Another than loopback needs a token.")
-    ] = "127.0.0.1",
-    grpc_port: Annotated[int, typer.Option(min=1, max=65535)] = 51000,
-    http_port: Annotated[int, typer.Option(min=1, max=65535)] = 51001,
-    cors_origin: Annotated[
-        list[str] | None,
-        typer.Option(help="A page's origin that browsers may let in; may be given several times."),
-    ] = None,
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
 ) -> None:
-    """Start the service and stop it whole on Ctrl-C or SIGTERM."""
-    from finetuner.serve import Service, flow_path
+    """Fine-tune, evaluate and serve text embedding models on your own machine.
 
-    folder = workspace_dir(workspace)
+    FINETUNER_HOST names the server, FINETUNER_TOKEN is sent to it.
 
-    def say_ready() -> None:
-        console.print(
-            f"[bold]Finetuner is ready.[/bold]\n"
-            f"  HTTP       http://{host}:{http_port}   (described at /docs)\n"
-            f"  gRPC       {host}:{grpc_port}\n"
-            f"  workspace  {folder}\n"
-            f"Ctrl-C stops it."
-        )
-
-    try:
-        check_host(host, folder)
-        for port in (grpc_port, http_port):
-            _check_free(host, port)
-        service = Service(
-            flow_path(flow),
-            workspace=folder,
-            host=host,
-            grpc_port=grpc_port,
-            http_port=http_port,
-            cors_origins=cors_origin or (),
-        )
-        console.print("Starting ...")
-        service.run(say_ready)
-    except FinetunerError as error:
-        errors.print(f"[red]Error:[/red] {error}", soft_wrap=True)
-        raise typer.Exit(1) from error
-    console.print("Stopped.")
-
-
-def _check_free(host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as exc:
-            raise ConfigError(
-                f"cannot listen at {host}:{port} ({exc.strerror}); another server may run there: "
-                "stop it, or choose other ports with --grpc-port and --http-port"
-            ) from exc
+    \b
+    finetuner doctor                  is this machine fit for it?
+    finetuner serve                   start the service
+    finetuner fit --model all-minilm-l6-v2 --data train.csv --hold-out 0.2 --follow
+    finetuner encode --model my-run < texts.txt > vectors.npy
+    """
 
 
 @app.command()
@@ -111,9 +66,16 @@ def env() -> None:
         typer.echo(f"export {name}={shlex.quote(value)}")
 
 
+app.command()(serve)
+app.command()(fit)
+register(app)
+app.command()(encode)
 app.command()(alias)
+app.command()(doctor)
 app.command()(gc)
+app.add_typer(data_app, name="data")
 app.add_typer(token_app, name="token")
+set_up_fresh_process()
 
 
 if __name__ == "__main__":

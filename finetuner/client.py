@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -31,6 +31,8 @@ _SILENCE_TIMEOUT_S = 60.0
 _CHUNK_BYTES = 2**20
 # docarray asks for a login when it has nothing to send.
 NO_TOKEN = "none"
+# Is told how many bytes have come, of how many.
+Watch = Callable[[int, int | None], None]
 _TOKEN = re.compile(r"[A-Za-z0-9_\-.~+/=]+")
 
 
@@ -71,10 +73,14 @@ class Client:
     """One server.
 
     :param url: Its HTTP address; when None, :func:`server_url` at each call.
+    :param timeout_s: Within which it must begin to answer; 5 s to be reached, and 300 s, when None.
     """
 
-    def __init__(self, url: str | None = None) -> None:
+    def __init__(self, url: str | None = None, *, timeout_s: float | None = None) -> None:
         self._url = url
+        self._timeout_s = (
+            (_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S) if timeout_s is None else (timeout_s, timeout_s)
+        )
         self._session = requests.Session()
 
     @property
@@ -97,6 +103,10 @@ class Client:
     def put(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """Return the JSON answer of a PUT, with or without a body."""
         return self._json("PUT", path, data=None if body is None else orjson.dumps(body))
+
+    def upload(self, path: str, content: bytes, *, media_type: str) -> Any:
+        """Return the JSON answer of a PUT of anything."""
+        return self._json("PUT", path, data=content, headers={"Content-Type": media_type})
 
     def delete(self, path: str, **parameters: Any) -> Any:
         """Return the JSON answer of a DELETE."""
@@ -129,14 +139,19 @@ class Client:
         ):
             yield response
 
-    def download(self, path: str, destination: Path, **parameters: Any) -> None:
-        """Write an answer to a file, which appears whole or not at all."""
+    def download(
+        self, path: str, destination: Path, *, watch: Watch | None = None, **parameters: Any
+    ) -> None:
+        """Write an answer to a file, which appears whole or not at all.
+
+        :param watch: Called with the bytes got so far and, where that is known, all that will come.
+        """
         with (
             self._request("GET", path, params=_without_none(parameters), stream=True) as response,
             replacing(destination) as file,
             _translated(self.url),
         ):
-            _copy(response, file)
+            _copy(response, file, watch)
 
     def _json(self, method: str, path: str, **kwargs: Any) -> Any:
         with self._request(method, path, **kwargs) as response:
@@ -148,7 +163,7 @@ class Client:
         path: str,
         *,
         headers: Mapping[str, str] = MappingProxyType({}),
-        timeout: tuple[float, float] = (_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S),
+        timeout: tuple[float, float] | None = None,
         **kwargs: Any,
     ) -> requests.Response:
         headers = {"Content-Type": "application/json", **headers}
@@ -159,7 +174,7 @@ class Client:
                 method,
                 self.url + path,
                 headers=headers,
-                timeout=timeout,
+                timeout=timeout or self._timeout_s,
                 **kwargs,
             )
         if not response.ok:
@@ -172,12 +187,15 @@ def _without_none(parameters: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if value is not None}
 
 
-def _copy(response: requests.Response, file: IO[bytes]) -> None:
-    expected = response.headers.get("Content-Length")
+def _copy(response: requests.Response, file: IO[bytes], watch: Watch | None) -> None:
+    length = response.headers.get("Content-Length")
+    expected = None if length is None else int(length)
     n_bytes = 0
     for chunk in response.iter_content(_CHUNK_BYTES):
         n_bytes += file.write(chunk)
-    if expected is not None and n_bytes != int(expected):
+        if watch is not None:
+            watch(n_bytes, expected)
+    if expected is not None and n_bytes != expected:
         raise FinetunerServerError("The download was cut short", f"{n_bytes} of {expected} bytes")
 
 
@@ -232,3 +250,8 @@ def experiment_path(name: str) -> str:
 def alias_path(name: str, view: str = "") -> str:
     """Return the path of an alias on the server."""
     return f"/aliases/{quote(name, safe='')}{view}"
+
+
+def data_path(name: str) -> str:
+    """Return the path of stored data on the server."""
+    return f"/data/{quote(name)}"

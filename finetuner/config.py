@@ -317,6 +317,10 @@ class RunConfig:
         captions = [c.caption for c in callbacks if isinstance(c, EvaluationCallback)]
         if len(set(captions)) < len(captions):
             raise ConfigError("several EvaluationCallbacks need a different `caption` each")
+        if sum(isinstance(c, EvaluationCallback) and c.hold_out is not None for c in callbacks) > 1:
+            raise ConfigError(
+                "a run holds training data out once; give the other EvaluationCallbacks query_data"
+            )
         for kind in (BestModelCheckpoint, TrainingCheckpoint, WiSEFTCallback):
             if sum(isinstance(callback, kind) for callback in callbacks) > 1:
                 raise ConfigError(f"a run takes one {kind.__name__}; leave the others out")

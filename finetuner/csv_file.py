@@ -1,4 +1,4 @@
-"""Labelled texts and pairs from CSV; a header names the columns, and without one their number decides."""
+"""Labelled texts and pairs from CSV and to it; a header names the columns, else their number decides."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 
-from finetuner.errors import DataError
-from finetuner.pairs import PAIR_HEADERS, Texts, read_rows
+from finetuner.errors import DataError, TooLargeError
+from finetuner.pairs import PAIR_HEADERS, TextPairs, Texts, read_rows
 
-_HEADER = {"text", "label"}
+_HEADERS = ({"text", "label"}, {"text", "label", "id"}, *PAIR_HEADERS)
+_DELIMITERS = ",;\t|"
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class CSVOptions:
     :param sampling_rate: Share of the rows to keep, over 0 to 1, drawn with a fixed seed.
     :param dialect: ``auto`` (sniffed), or a name that the ``csv`` module knows.
     :param encoding: Of a file given by path.
-    :param is_labeled: Two columns are text and label; else, two texts that mean the same. A header
-        row decides too: ``text,label``, ``anchor,positive[,negative]`` or ``sentence1,sentence2,score``.
+    :param is_labeled: Two columns are text and label; else, two texts that mean the same. A header row
+        decides too: ``text,label[,id]``, ``anchor,positive[,negative]`` or ``sentence1,sentence2,score``.
     """
 
     size: int | None = None
@@ -39,7 +41,12 @@ class CSVOptions:
     is_labeled: bool = False
 
 
-def read_csv(file: str | os.PathLike[str] | TextIO, options: CSVOptions | None = None) -> Texts:
+def read_csv(
+    file: str | os.PathLike[str] | TextIO,
+    options: CSVOptions | None = None,
+    *,
+    max_rows: int | None = None,
+) -> Texts:
     """Read labelled texts, or pairs of texts, from a CSV.
 
     Without a header, two columns are pairs unless ``is_labeled``, and three are pairs with a score; the
@@ -47,14 +54,16 @@ def read_csv(file: str | os.PathLike[str] | TextIO, options: CSVOptions | None =
 
     :param file: A path or an open text file.
     :param options: How to read it.
+    :param max_rows: So many may be there, the header among them; any number when None.
     :raises DataError: When the file is missing or empty, is no text, or has other columns.
+    :raises TooLargeError: When it has more rows.
     """
     options = options or CSVOptions()
-    rows = _csv_rows(_csv_content(file, options), options.dialect)
+    rows = _csv_rows(_csv_content(file, options), options.dialect, max_rows=max_rows)
     if not rows:
         raise DataError("the CSV file does not exist or is empty")
     header = [cell.strip().lower() for cell in rows[0]]
-    has_header = set(header) in (_HEADER, *PAIR_HEADERS) and len(set(header)) == len(header)
+    has_header = set(header) in _HEADERS and len(set(header)) == len(header)
     rows = _sample(rows[has_header:], options)
     if not rows:
         raise DataError(
@@ -99,24 +108,35 @@ def _csv_content(file: str | os.PathLike[str] | TextIO, options: CSVOptions) -> 
         ) from exc
 
 
-def _csv_rows(content: str, dialect: str) -> list[list[str]]:
+def _csv_rows(content: str, dialect: str, *, max_rows: int | None) -> list[list[str]]:
     # A spreadsheet's byte order mark would be taken for a part of the first column's name.
     content = content.removeprefix("\ufeff")
-    delimiter = ","
-    if dialect == "auto":
-        # Only the delimiter is taken from the sniffer: its guess at doubled quotes is often wrong.
-        with contextlib.suppress(csv.Error):
-            delimiter = csv.Sniffer().sniff(content[:1024], delimiters=",;\t|").delimiter
+    file = io.StringIO(content, newline="")
     try:
-        file = io.StringIO(content, newline="")
         reader = (
-            csv.reader(file, delimiter=delimiter)
+            csv.reader(file, delimiter=_delimiter(content))
             if dialect == "auto"
             else csv.reader(file, dialect)
         )
-        return [row for row in reader if row]
+        rows = list(islice(filter(None, reader), None if max_rows is None else max_rows + 1))
     except csv.Error as exc:
         raise DataError(f"the CSV cannot be read as dialect `{dialect}`: {exc}") from exc
+    if max_rows is not None and len(rows) > max_rows:
+        raise TooLargeError(f"the CSV has more than {max_rows} rows; store it in parts")
+    return rows
+
+
+def _delimiter(content: str) -> str:
+    """Return what a known header has between its names, else what the sniffer finds, else a comma."""
+    header = content.lstrip("\r\n").partition("\n")[0]
+    for delimiter in _DELIMITERS:
+        names = [name.strip(' \r"').lower() for name in header.split(delimiter)]
+        if set(names) in _HEADERS:
+            return delimiter
+    # Only the delimiter is taken from the sniffer: its guess at doubled quotes is often wrong.
+    with contextlib.suppress(csv.Error):
+        return csv.Sniffer().sniff(content[:1024], delimiters=_DELIMITERS).delimiter
+    return ","
 
 
 def _sample(rows: list[list[str]], options: CSVOptions) -> list[list[str]]:
@@ -134,3 +154,25 @@ def _of_width(rows: list[list[str]], width: int) -> list[list[str]]:
                 f"that holds commas. The row: `{','.join(row)}`"[:300]
             )
     return rows
+
+
+def write_csv(data: Texts, file: TextIO) -> None:
+    """Write labelled texts or pairs under a header, so that :func:`read_csv` gives them back.
+
+    :param data: The texts; their ids are written where there are any.
+    :param file: Open for text, with ``newline=""``, or the line ends within texts change.
+    """
+    names = _column_names(data)
+    # All quoted: the writer lets a lone carriage return pass, which the reader takes for a row's end.
+    writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([row.get(name) for name in names] for row in data.rows())
+
+
+def _column_names(data: Texts) -> tuple[str, ...]:
+    if not isinstance(data, TextPairs):
+        has_ids = any(id_ is not None for id_ in data.ids)
+        return ("text", "label", "id") if has_ids else ("text", "label")
+    if data.has_scores:
+        return ("sentence1", "sentence2", "score")
+    return ("anchor", "positive", "negative") if data.has_negatives else ("anchor", "positive")

@@ -119,7 +119,8 @@ def from_rows(rows: Sequence[Any]) -> LabelledTexts:
         text, label, id_ = _unpack(row, number)
         texts.append(check_text(text, f"row {number}"))
         labels.append(normalise_label(label))
-        ids.append(None if id_ is None else str(id_))
+        # An empty cell of a CSV is none.
+        ids.append(None if id_ in (None, "") else str(id_))
     return LabelledTexts(texts, labels, ids)
 
 

@@ -2,8 +2,9 @@
 
 ``data/{name}/entry.json`` describes what has the name, and says in which folder beside it that lies, so
 that pushing it again replaces all of it at once. There, ``documents`` holds the stream that a client
-pushed (:mod:`finetuner.document_stream`). ``texts.jsonl`` holds its texts and labels in our own form, made
-once at the push, so that starting a run on 100,000 documents costs no decoding. Nothing here reads pickle.
+pushed, or would push of the texts that it sent (:mod:`finetuner.document_stream`). ``texts.jsonl`` holds
+its texts and labels in our own form, made once at the push, so that starting a run on 100,000 documents
+costs no decoding. Nothing here reads pickle.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import secrets
 import shutil
 import tempfile
 import zlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -23,8 +25,8 @@ from urllib.parse import quote, unquote
 from docarray import DocumentArray
 
 from finetuner import lock
-from finetuner.data import write_jsonl
-from finetuner.document_stream import read_documents
+from finetuner.data import LabelledTexts, write_jsonl
+from finetuner.document_stream import as_documents, read_documents, write_documents
 from finetuner.errors import DataError, DataNotFoundError
 from finetuner.files import (
     make_folder,
@@ -40,6 +42,8 @@ from finetuner.pairs import read_documents as read_texts
 
 _PADDING_BYTES = 8192
 _ENTRY = "entry.json"
+_DOCUMENTS = "documents"
+_TEXTS = "texts.jsonl"
 
 
 @dataclass(frozen=True)
@@ -73,25 +77,48 @@ class DataStore:
         :raises DataError: When the stream is anything else, or cut short.
         :raises TooLargeError: When it holds more than the limits of such a stream.
         """
+        with self._upload(name) as upload:
+            with (upload / _DOCUMENTS).open("wb") as file:
+                shutil.copyfileobj(stream, file)
+            documents = DocumentArray(read_documents(upload / _DOCUMENTS))
+            _write_texts(documents, upload)
+            return self._publish(name, upload, n_documents=len(documents))
+
+    def put_texts(self, name: str, texts: Texts) -> StoredData:
+        """Store texts or pairs as the documents that ``DocumentArray.push`` sends of them.
+
+        :param name: The name; what had it is replaced.
+        :param texts: Those without ids get some, as documents do.
+        :raises DataError: When a text is empty.
+        """
+        texts = _with_ids(texts) if isinstance(texts, LabelledTexts) else texts
+        with self._upload(name) as upload:
+            write_documents(as_documents(texts), upload / _DOCUMENTS, n_documents=len(texts))
+            write_jsonl(texts, upload / _TEXTS)
+            return self._publish(name, upload, n_documents=len(texts))
+
+    @contextlib.contextmanager
+    def _upload(self, name: str) -> Iterator[Path]:
+        """Make a folder for what shall have a name; it is gone at the end, unless it was published."""
         check_data_name(name)
         make_folder(self._root, parents=True)
         with tempfile.TemporaryDirectory(dir=self._root, prefix=".upload-") as temporary:
             upload = Path(temporary) / secrets.token_hex(8)
             upload.mkdir()
-            with (upload / "documents").open("wb") as file:
-                shutil.copyfileobj(stream, file)
-            documents = DocumentArray(read_documents(upload / "documents"))
-            entry = StoredData(
-                name=name,
-                n_documents=len(documents),
-                size_bytes=(upload / "documents").stat().st_size,
-                created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            )
-            _write_texts(documents, upload)
-            _pad(upload / "documents")
-            sync_tree(upload)
-            with self._changing():
-                self._put(entry, upload)
+            yield upload
+
+    def _publish(self, name: str, upload: Path, *, n_documents: int) -> StoredData:
+        """Let a name stand for an upload that is complete."""
+        entry = StoredData(
+            name=name,
+            n_documents=n_documents,
+            size_bytes=(upload / _DOCUMENTS).stat().st_size,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        _pad(upload / _DOCUMENTS)
+        sync_tree(upload)
+        with self._changing():
+            self._put(entry, upload)
         return entry
 
     def _put(self, entry: StoredData, upload: Path) -> None:
@@ -131,8 +158,8 @@ class DataStore:
         except FileNotFoundError as exc:
             known = ", ".join(entry.name for entry in self.list()) or "none"
             raise DataNotFoundError(
-                f"no stored data `{name}`; stored: {known}. Store a DocumentArray with "
-                f"`.push('{name}')` after `eval \"$(finetuner env)\"`"
+                f"no stored data `{name}`; stored: {known}. Store a CSV with `finetuner data push {name} "
+                f"FILE.csv`, or a DocumentArray with `.push('{name}')` after `eval \"$(finetuner env)\"`"
             ) from exc
 
     def list(self) -> list[StoredData]:
@@ -146,22 +173,23 @@ class DataStore:
                 entries.append(self._read(name)[0])
         return entries
 
-    def delete(self, name: str) -> None:
-        """Remove an entry.
+    def delete(self, name: str) -> StoredData:
+        """Remove an entry, and return what it was.
 
         :raises DataNotFoundError: When nothing has the name.
         """
         self.get(name)
         with self._changing():
-            self.get(name)  # perhaps no longer
+            entry = self.get(name)  # perhaps no longer
             remove_folder(self._folder(name), by_way_of=self._root)
+        return entry
 
     def documents_path(self, name: str) -> Path:
         """Return the file that ``DocumentArray.pull`` reads.
 
         :raises DataNotFoundError: When nothing has the name.
         """
-        return self._find(name)[1] / "documents"
+        return self._find(name)[1] / _DOCUMENTS
 
     def texts(self, name: str) -> Texts:
         """Return the texts and labels, or the pairs, of stored documents.
@@ -169,12 +197,16 @@ class DataStore:
         :raises DataNotFoundError: When nothing has the name.
         :raises DataError: When a document has no text.
         """
+        return read_data(self.texts_path(name))
+
+    def texts_path(self, name: str) -> Path:
+        """Return the file with the texts, which is another after each push; refused as :meth:`texts`."""
         folder = self._find(name)[1]
-        path = folder / "texts.jsonl"
+        path = folder / _TEXTS
         if not path.exists():
             reason = read_json(folder / "no-texts.json")
             raise DataError(f"the stored data `{name}` cannot be used as texts: {reason}")
-        return read_data(path)
+        return path
 
 
 def _pad(path: Path) -> None:
@@ -188,10 +220,18 @@ def _pad(path: Path) -> None:
         file.write(bytes(1 + checksum % _PADDING_BYTES))
 
 
+def _with_ids(data: LabelledTexts) -> LabelledTexts:
+    """Give an id to each text without one, and refuse texts that are none."""
+    for number, text in enumerate(data.texts, start=1):
+        if not text.strip():
+            raise DataError(f"row {number} holds an empty text; leave it out")
+    return replace(data, ids=[id_ or secrets.token_hex(16) for id_ in data.ids])
+
+
 def _write_texts(documents: DocumentArray, folder: Path) -> None:
     """Write the texts, or, for documents that are no texts, the reason why not."""
     try:
-        write_jsonl(read_texts(documents), folder / "texts.jsonl")
+        write_jsonl(read_texts(documents), folder / _TEXTS)
     except DataError as exc:
         write_json(folder / "no-texts.json", str(exc))
 

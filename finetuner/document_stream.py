@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -20,9 +20,12 @@ from docarray.proto.docarray_pb2 import DocumentProto
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
+from finetuner.data import LABEL_TAG, LabelledTexts
 from finetuner.errors import DataError, TooLargeError
 from finetuner.message_shape import ShapeLimits, check_shape
+from finetuner.pairs import SCORE_TAG, Texts
 
+_VERSION = 1
 _HEADER = struct.Struct(">BQ")
 _LENGTH = struct.Struct(">I")
 # What a text, its label and a pair's parts lie in.
@@ -89,7 +92,7 @@ def read_documents(path: Path, *, limits: StreamLimits | None = None) -> Iterato
     used = _Used(limits or StreamLimits())
     with path.open("rb") as file:
         header = file.read(_HEADER.size)
-        if len(header) < _HEADER.size or header[0] != 1:
+        if len(header) < _HEADER.size or header[0] != _VERSION:
             raise DataError(
                 "the upload is not a DocumentArray as `push` sends it (a protobuf stream); "
                 "pickle and other formats are refused"
@@ -98,6 +101,32 @@ def read_documents(path: Path, *, limits: StreamLimits | None = None) -> Iterato
             yield _read_document(file, number, used)
         if file.read(1):
             raise DataError("the upload goes on behind its last document")
+
+
+def write_documents(documents: Iterable[Document], path: Path, *, n_documents: int) -> None:
+    """Write documents as ``push`` sends them, one at a time.
+
+    :param documents: So many as ``n_documents`` says, which stands before them.
+    :param path: The file.
+    """
+    with path.open("wb") as file:
+        file.write(_HEADER.pack(_VERSION, n_documents))
+        for document in documents:
+            body = document.to_bytes(protocol="protobuf", compress="gzip")
+            file.write(_LENGTH.pack(len(body)) + body)
+
+
+def as_documents(data: Texts) -> Iterator[Document]:
+    """Yield the documents that :func:`finetuner.pairs.read_documents` reads as these texts or pairs."""
+    if isinstance(data, LabelledTexts):
+        for text, label, id_ in zip(data.texts, data.labels, data.ids, strict=True):
+            tags = {} if label is None else {LABEL_TAG: label}
+            yield Document(text=text, tags=tags, **({} if id_ is None else {"id": id_}))
+        return
+    for row in data.rows():
+        score = row.pop("score", None)
+        tags = {} if score is None else {SCORE_TAG: score}
+        yield Document(chunks=[Document(text=text) for text in row.values()], tags=tags)
 
 
 def _read_document(file: IO[bytes], number: int, used: _Used) -> Document:

@@ -24,6 +24,7 @@ from finetuner.encode_parameters import EncodeParameters, TextParameters
 from finetuner.encoder import Encoder
 from finetuner.encoder_cache import EncoderCache, Served
 from finetuner.errors import DeadlineExceededError, DigestMismatchError, UnavailableError
+from finetuner.search_api import SearchAPI
 from finetuner.serving_metrics import EncodeMetrics
 from finetuner.vectors import shape_vectors
 from finetuner.watchdog import Watchdog
@@ -64,6 +65,16 @@ class Prepared:
     served: Served
     token_ids: Sequence[Sequence[int]]
     tokenize_s: float
+
+
+@dataclass
+class Progress:
+    """How far a request has come, for the figures when it ends early.
+
+    :param artifact: Empty until it was found.
+    """
+
+    artifact: str = ""
 
 
 class EncodeAPI:
@@ -110,6 +121,9 @@ class EncodeAPI:
             pinned=self._aliased,
             max_bytes=max_model_bytes,
         )
+        self.search = SearchAPI(
+            workspace, cache=self._cache, batcher=self._batcher, find=self._locate
+        )
         self._metrics = EncodeMetrics(self._batcher, self._cache)
         self._shadows: set[asyncio.Future[None]] = set()
         self._watchdog = Watchdog(lambda: self._batcher.overdue_s)
@@ -128,10 +142,11 @@ class EncodeAPI:
         :raises OverloadedError: When too much is waiting.
         :raises DeadlineExceededError: When ``timeout_s`` has passed.
         """
+        progress = Progress()
         try:
-            encoded = await self._encode(texts, parameters)
+            encoded = await self._encode(texts, parameters, progress)
         except (Exception, asyncio.CancelledError) as error:
-            self._metrics.failed(error)
+            self._metrics.failed(error, artifact=progress.artifact)
             raise
         self._metrics.ended(encoded.tags, len(texts))
         self._shadow(texts, parameters)
@@ -154,17 +169,20 @@ class EncodeAPI:
         task.add_done_callback(self._shadows.discard)
 
     async def _ask_shadow(self, texts: Texts, parameters: EncodeParameters) -> None:
+        progress = Progress()
         try:
-            encoded = await self._encode(texts, parameters)
+            encoded = await self._encode(texts, parameters, progress)
         except Exception as error:  # nobody waits for it: it shows in the figures
-            self._metrics.failed(error, role=_SHADOW)
+            self._metrics.failed(error, artifact=progress.artifact, role=_SHADOW)
         else:
             self._metrics.ended(encoded.tags, len(texts), role=_SHADOW)
 
-    async def _encode(self, texts: Texts, parameters: EncodeParameters) -> Encoded:
+    async def _encode(
+        self, texts: Texts, parameters: EncodeParameters, progress: Progress
+    ) -> Encoded:
         try:
             async with asyncio.timeout(parameters.timeout_s):
-                prepared = await self._prepare(texts, parameters)
+                prepared = await self._prepare(texts, parameters, progress)
                 _check(prepared.served.encoder, parameters)
                 job = self._batcher.submit(
                     prepared.served.encoder, prepared.token_ids, client=parameters.client
@@ -221,6 +239,7 @@ class EncodeAPI:
 
     def close(self) -> None:
         """Finish what was taken, and stop."""
+        self.search.close()
         self._batcher.close()
         self._watchdog.close()
         self._tokenizing.shutdown()
@@ -233,6 +252,13 @@ class EncodeAPI:
     def _warm(self, target: Target) -> None:
         """Load what an alias shall point to, and run it once."""
         self._cache.load(self._aliases.locate(target)).encoder.encode(["warm-up"])
+
+    def _locate(self, name: str | None, client: str) -> Path:
+        """Return where an artifact, an alias's choice for a client, or the default is."""
+        alias = None if name is None else self._aliases.find(name)
+        if alias is None:
+            return self._cache.find(name)
+        return self._aliases.locate(choose(alias, client or None), alias=alias.name)
 
     async def _find(self, parameters: TextParameters) -> Served:
         name = parameters.artifact
@@ -251,8 +277,11 @@ class EncodeAPI:
             return served
         return await asyncio.to_thread(self._cache.load, path)
 
-    async def _prepare(self, texts: Texts, parameters: EncodeParameters) -> Prepared:
+    async def _prepare(
+        self, texts: Texts, parameters: EncodeParameters, progress: Progress
+    ) -> Prepared:
         served = await self._find(parameters)
+        progress.artifact = served.encoder.name
         started_at = time.perf_counter()
         if sum(len(text) for text in texts if isinstance(text, str | list)) < _FEW_CHARACTERS:
             token_ids = _token_ids(served, texts, parameters)

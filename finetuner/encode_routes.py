@@ -106,7 +106,11 @@ async def vectors_of(
         answer.cancel()
 
 
-def _parameters(body: Mapping[str, Any]) -> dict[str, Any]:
+def given_parameters(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a body.
+
+    :raises ConfigError: When they are no object.
+    """
     parameters = body.get("parameters")
     if parameters is None:
         return {}
@@ -126,9 +130,9 @@ def _add_encode(app: FastAPI, encode: Encode) -> None:
     async def encode_(request: Request) -> Response:
         query(request)
         body = await read_body(request, ("data", "parameters"))
-        rows = [_encode_row(row, i) for i, row in enumerate(_list(body.get("data")))]
+        rows = [encode_row(row, i) for i, row in enumerate(given_list(body.get("data")))]
         texts = [text for _, text in rows]
-        vectors, tags = await vectors_of(encode, texts, _parameters(body), request)
+        vectors, tags = await vectors_of(encode, texts, given_parameters(body), request)
         data = [
             {"id": id_ or str(i), "text": text, "embedding": vector}
             for i, ((id_, text), vector) in enumerate(zip(rows, vectors, strict=True))
@@ -136,13 +140,21 @@ def _add_encode(app: FastAPI, encode: Encode) -> None:
         return json_response({"data": data, **provenance(tags)}, headers=timing_header(tags))
 
 
-def _list(value: Any) -> list[Any]:
+def given_list(value: Any) -> list[Any]:
+    """Return the field ``data`` of a body.
+
+    :raises ConfigError: When it is no list.
+    """
     if not isinstance(value, list):
         raise ConfigError('data must be a list such as [{"text": "some text"}]')
     return value
 
 
-def _encode_row(row: Any, position: int) -> tuple[str | None, str]:
+def encode_row(row: Any, position: int) -> tuple[str | None, str]:
+    """Return id and text of an item of ``data``.
+
+    :raises DataError: When it is none.
+    """
     row = {"text": row} if isinstance(row, str) else row
     if not isinstance(row, dict) or "text" not in row or set(row) - {"id", "text"}:
         raise DataError(f"data[{position}] must have the field text, and perhaps id, and no other")
@@ -210,7 +222,7 @@ async def _cosines(
     texts: list[str],
 ) -> tuple[NDArray[np.float32], dict[str, Any]]:
     """Return cosines, *Shape:* ``(n_queries, n_texts)`` float32, and what they come from."""
-    parameters = _parameters(body)
+    parameters = given_parameters(body)
     for name in ("dtype", "normalize"):
         if name in parameters:
             raise ConfigError(f"parameters.{name} changes no cosine; leave it out")
@@ -232,7 +244,7 @@ def _add_views(app: FastAPI, call: Call) -> None:
     async def tokenize(request: Request) -> Response:
         query(request)
         body = await read_body(request, ("texts", "parameters"))
-        docs = request_document(pack_request(_texts(body, "texts"), _parameters(body)))
+        docs = request_document(pack_request(_texts(body, "texts"), given_parameters(body)))
         return json_response(read_json_document(await call("/tokenize", docs, {})))
 
     @app.get("/models", tags=["encode"], summary="What can be served")

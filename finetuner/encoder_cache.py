@@ -51,8 +51,9 @@ class Served:
         return prompts[name]
 
 
-# A file, and the time of its change: a run deleted and made again is another model.
-_Key = tuple[Path, int]
+# A file, the time of its change, for a run deleted and made again is another model, and whether it is
+# what its run began with that is kept.
+_Key = tuple[Path, int, bool]
 
 
 class EncoderCache:
@@ -84,6 +85,7 @@ class EncoderCache:
         max_bytes: int = 4 * 2**30,
         pinned: Callable[[], Collection[Path]] = tuple,
     ) -> None:
+        self._workspace = workspace
         self._store = RunStore(workspace)
         self._backend = backend
         self._device = device
@@ -111,6 +113,14 @@ class EncoderCache:
         :raises ConfigError: When None is given and the server has no default.
         :raises ArtifactNotFound, RunInProgressError, RunFailedError: When there is no such artifact.
         """
+        path = self.find(artifact)
+        served = self.load(path)
+        if artifact is not None:
+            self._paths[artifact] = path
+        return served
+
+    def find(self, artifact: str | None) -> Path:
+        """Return where an artifact is; named and refused as in :meth:`get`."""
         if artifact is None and self._default is None:
             raise ConfigError(
                 "name the artifact: parameters={'artifact': '<run name or artifact id>'}; this "
@@ -118,11 +128,8 @@ class EncoderCache:
             )
         if artifact is None:
             assert self._default is not None  # noqa: S101 - checked above
-            return self.load(self._default)
-        path = self._store.find_artifact(artifact)
-        served = self.load(path)
-        self._paths[artifact] = path
-        return served
+            return self._default
+        return self._store.find_artifact(artifact)
 
     def loaded(self, artifact: str | None) -> Served | None:
         """Return an artifact that is loaded and has not changed; None when :meth:`get` must be asked."""
@@ -132,7 +139,7 @@ class EncoderCache:
     def loaded_from(self, path: Path) -> Served | None:
         """Return the artifact of a path, as :meth:`loaded` does of a name."""
         try:
-            key = (path, path.stat().st_mtime_ns)
+            key = (path, path.stat().st_mtime_ns, False)
         except OSError:  # deleted
             return None
         with self._lock:
@@ -154,18 +161,23 @@ class EncoderCache:
         ]
 
     def sizes(self) -> dict[str, int]:
-        """Return the bytes of each artifact that is loaded, by its path."""
+        """Return the bytes of each model that is loaded, by its artifact's path."""
         with self._lock:
-            done = [(path, f) for (path, _), f in self._served.items() if f.done()]
-            return {str(path): future.result().size_bytes for path, future in done}
+            done = [(key, f.result()) for key, f in self._served.items() if f.done()]
+            return {
+                f"{path} (untuned)" if is_untuned else str(path): served.size_bytes
+                for (path, _, is_untuned), served in done
+            }
 
-    def load(self, path: Path) -> Served:
+    def load(self, path: Path, *, untuned: bool = False) -> Served:
         """Return the artifact of a path, loading it when needed.
 
         :param path: On the volume; or what the server was started with.
+        :param untuned: The model that its run began with, in its place.
         :raises ArtifactNotFound, CorruptedArtifact: When it cannot be loaded.
+        :raises ModelNotFoundError: When the model that its run began with is not there any more.
         """
-        key = (path, path.stat().st_mtime_ns)
+        key = (path, path.stat().st_mtime_ns, untuned)
         with self._lock:
             found = self._served.get(key)
             is_first = found is None
@@ -179,7 +191,8 @@ class EncoderCache:
     def _fill(self, key: _Key, future: Future[Served]) -> None:
         """Load an artifact for all who wait for it, outside the lock: others are served meanwhile."""
         try:
-            served = self._read(key[0])
+            path, _, is_untuned = key
+            served = self._read_untuned(path) if is_untuned else self._read(path)
         except Exception as exc:  # whoever waits gets it too, and the next request tries again
             with self._lock:
                 self._served.pop(key, None)
@@ -201,6 +214,22 @@ class EncoderCache:
         n_copies = 2 if encoder.embed_alone else 1
         return Served(encoder, _artifact_id(path), path.stat().st_size * n_copies)
 
+    def _read_untuned(self, path: Path) -> Served:
+        """Load what a run began with, in torch and 32 bit: it is asked now and then, to compare."""
+        import torch  # late, as in finetuner.encoder: a graph is served without it
+
+        from finetuner.device import resolve_device
+        from finetuner.encoder import torch_encoder
+        from finetuner.starting_model import load_starting_model
+
+        config = Run(path.parent).config()
+        if self._n_threads is not None:
+            torch.set_num_threads(self._n_threads)
+        loaded = load_starting_model(config, self._workspace)
+        loaded.model.to(resolve_device(self._device)[0])
+        size_bytes = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+        return Served(torch_encoder(loaded, name=config.model), "", size_bytes)
+
     def _evict(self, pinned: set[Path]) -> None:
         """Take out what was used longest ago until the rest fits."""
         kept = [(key, future.result()) for key, future in self._served.items() if future.done()]
@@ -208,7 +237,7 @@ class EncoderCache:
         for key, served in kept[:-1]:
             if total_bytes <= self._max_bytes:
                 return
-            if key[0] in pinned:
+            if key[0] in pinned and not key[2]:
                 continue
             logger.info("unloading `%s`: %d bytes are loaded", served.encoder.name, total_bytes)
             del self._served[key]

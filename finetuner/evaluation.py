@@ -100,6 +100,11 @@ class EvaluationSet:
         return _n_relevant(self.query_classes, self.index_classes, self.own)
 
 
+def skipped_line(n_skipped: int) -> str:
+    """Return what a user is told of queries that were left out."""
+    return f"{n_skipped} evaluation queries are left out: nothing in the index has their label"
+
+
 def _n_relevant(query_classes: Positions, index_classes: Positions, own: Positions) -> Positions:
     known = index_classes[index_classes >= 0]
     counts = np.bincount(known, minlength=int(query_classes.max()) + 1)[query_classes]

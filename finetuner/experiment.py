@@ -71,23 +71,40 @@ class Experiment:
         self._client.delete("/runs", experiment_name=self.name)
 
     def create_training_run(
+        self, model: str, train_data: Data, run_name: str | None = None, **settings: Any
+    ) -> Run:
+        """Start a run.
+
+        :param settings: The other arguments of ``finetuner.fit``.
+        :raises ConfigError, DataError: As ``finetuner.fit``.
+        """
+        body = self._request(model, train_data, run_name=run_name, **settings)
+        return Run(self._client, self._client.post("/fit", body))
+
+    def check_training_run(
+        self, model: str, train_data: Data, run_name: str | None = None, **settings: Any
+    ) -> dict[str, Any]:
+        """Ask what a run would be refused for, and start none.
+
+        :param settings: The other arguments of ``finetuner.fit``.
+        :returns: As ``finetuner.check``.
+        """
+        body = self._request(model, train_data, run_name=run_name, **settings)
+        return dict(self._client.post("/check", body))
+
+    def _request(
         self,
         model: str,
         train_data: Data,
-        run_name: str | None = None,
         *,
+        run_name: str | None,
         eval_data: Data = None,
         csv_options: CSVOptions | None = None,
         callbacks: Sequence[Any] | None = None,
         **settings: Any,
-    ) -> Run:
-        """Start a run.
-
-        :param eval_data: For a validation loss, in the forms of ``train_data``.
-        :param settings: The other arguments of ``finetuner.fit``.
-        :raises ConfigError, DataError: As ``finetuner.fit``.
-        """
-        body = {
+    ) -> dict[str, Any]:
+        """Return the arguments of ``finetuner.fit`` as they travel."""
+        return {
             "model": model,
             "train_data": wire_data(train_data, csv_options),
             "eval_data": None if eval_data is None else wire_data(eval_data, csv_options),
@@ -96,7 +113,6 @@ class Experiment:
             "callbacks": [_wire_callback(callback, csv_options) for callback in callbacks or ()],
             **{name: value for name, value in settings.items() if value is not None},
         }
-        return Run(self._client, self._client.post("/fit", body))
 
 
 def wire_data(data: Data, csv_options: CSVOptions | None) -> Any:

@@ -98,13 +98,13 @@ class JSONLines:
         yield from ()
 
 
-class _Patience:
+class Patience:
     """Waits longer each time, and gives up when nothing has answered for a while.
 
     :param longest_pause_s: Between two attempts.
     """
 
-    def __init__(self, longest_pause_s: float) -> None:
+    def __init__(self, longest_pause_s: float = LONGEST_PAUSE_S) -> None:
         self._longest_pause_s = longest_pause_s
         self.answered()
 
@@ -150,7 +150,7 @@ def follow(
     :raises RunNotFoundError: When the run was deleted.
     :raises UnavailableError: When the server has not answered for a minute.
     """
-    patience = _Patience(longest_pause_s)
+    patience = Patience(longest_pause_s)
     is_last = False
     while not is_last:
         try:

@@ -13,8 +13,10 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
+from finetuner.command_errors import reported
 from finetuner.config import workspace_dir
-from finetuner.errors import ConfigError, FinetunerError
+from finetuner.errors import ConfigError
+from finetuner.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from finetuner.retention import Removal
@@ -26,7 +28,7 @@ _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 def gc(
     workspace: Annotated[
         Path | None,
-        typer.Option(help="The folder of data, runs and models. [default: FINETUNER_WORKSPACE]"),
+        typer.Option(help="The folder of data, runs and models. Default: FINETUNER_WORKSPACE."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove it; else it is only shown.")] = False,
     runs_older_than: Annotated[
@@ -63,7 +65,7 @@ def gc(
     from finetuner.retention import Retention, carry_out, plan
 
     folder = workspace_dir(workspace)
-    try:
+    with reported():
         if not folder.is_dir():
             raise ConfigError(
                 f"there is no workspace `{folder}`; name it with --workspace or FINETUNER_WORKSPACE"
@@ -79,13 +81,9 @@ def gc(
         rows = plan(folder, retention)
         outcomes = carry_out(folder, rows) if yes else ((row, "") for row in rows)
         found = [_row(removal, left_for, folder) for removal, left_for in outcomes]
-    except FinetunerError as error:
-        errors = Console(stderr=True, highlight=False)
-        errors.print(f"[red]Error:[/red] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from error
     _report(found, is_dry_run=not yes, as_json=as_json)
     if any(row["left_for"] for row in found):
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def _seconds(age: str, option: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar
 from itertools import chain
@@ -22,7 +23,9 @@ from finetuner.errors import (
 )
 from finetuner.flow_calls import admit, check_size, error_of, refusal
 from finetuner.gatekeeper import Caller, Gatekeeper
+from finetuner.log_format import request_id
 from finetuner.permissions import ADMIN, CLOSED, ENDPOINTS, METHODS, Permission
+from finetuner.request_log import log_request, new_id
 from finetuner.wire import JSON, holds, read_json_document
 
 _caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
@@ -136,6 +139,7 @@ class GuardedCall:
         self._gatekeeper = gatekeeper
         # By the identity that a client gives a request, which may not be one.
         self._unanswered: dict[str, list[DataRequest]] = {}
+        self._started_at: dict[str, float] = {}
 
     async def __aenter__(self) -> GuardedCall:
         return self
@@ -150,14 +154,18 @@ class GuardedCall:
         :param request: From a client.
         :param endpoints: What the Flow's executors serve.
         """
+        self._started_at[request.header.request_id] = time.perf_counter()
+        request_id.set(new_id(request.header.request_id))
         try:
             await check_size(request)
             admit(request, endpoints)
         except FinetunerError as error:
+            self._log(request, error.http_status)
             return refusal(request, error)
         try:
             self._check(request.header.exec_endpoint)
         except FinetunerError as error:
+            self._log(request, error.http_status)
             await self._record(request, error.http_status)
             return refusal(request, error)
         if _permission(request).action is not None:
@@ -176,14 +184,28 @@ class GuardedCall:
 
         :param response: Of an executor, or of Jina when none answers.
         """
+        error = error_of(response)
+        self._log(response, error.http_status if error else _OK)
         requests = self._unanswered.get(response.header.request_id)
         if not requests:
             return
-        error = error_of(response)
         answer = {}
         if error is None and holds(response.docs, JSON):
             answer = read_json_document(response.docs)
         await self._record(requests.pop(0), error.http_status if error else _OK, answer)
+
+    def _log(self, message: DataRequest, status: int) -> None:
+        """Write the line of a request; the name of an endpoint that is none of ours may be anything."""
+        known, caller = message.header.request_id, _caller.get()
+        endpoint = message.header.exec_endpoint
+        request_id.set(new_id(known))
+        log_request(
+            "gRPC",
+            endpoint if endpoint in ENDPOINTS else "unknown",
+            status,
+            took_s=time.perf_counter() - self._started_at.pop(known, time.perf_counter()),
+            caller="anonymous" if caller is None else caller.name,
+        )
 
     async def _record(
         self, request: DataRequest, status: int, answer: Mapping[str, Any] = MappingProxyType({})

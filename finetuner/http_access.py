@@ -61,7 +61,7 @@ def add_cors(app: FastAPI, cors_origins: Sequence[str]) -> None:
             allow_origins=list(cors_origins),
             allow_methods=_METHODS,
             allow_headers=("Authorization", "Content-Type"),
-            expose_headers=("Retry-After", "Server-Timing"),
+            expose_headers=("Retry-After", "Server-Timing", "X-Request-ID"),
         )
 
 

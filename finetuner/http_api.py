@@ -17,6 +17,7 @@ from finetuner import __version__
 from finetuner.alias_routes import add_alias_routes
 from finetuner.availability import Availability, DrainingApp
 from finetuner.config import DEFAULT_EXPERIMENT
+from finetuner.data_routes import add_data_routes
 from finetuner.encode_routes import Call, Encode, add_encode_routes, encoding_by
 from finetuner.gatekeeper import Gatekeeper
 from finetuner.http_access import add_access, add_cors
@@ -32,9 +33,12 @@ from finetuner.http_metrics import add_metrics
 from finetuner.hub_routes import add_hub_routes
 from finetuner.log_tail import Tails
 from finetuner.openai_routes import add_openai_routes
-from finetuner.openapi import ERROR, FIT_BODY, MAP, RUN, RUN_BEFORE, described
+from finetuner.openapi import CHECKED, ERROR, FIT_BODY, MAP, RUN, RUN_BEFORE, described
 from finetuner.overload import OverloadGate
+from finetuner.page_routes import add_page_routes
+from finetuner.request_log import add_request_log
 from finetuner.run_store import RunStore
+from finetuner.search_routes import add_search_routes
 from finetuner.space import Space
 from finetuner.stream_routes import add_stream_routes
 from finetuner.wire import JSON, json_document, read_json_document
@@ -78,24 +82,25 @@ def build_app(
     add_metrics(app, call)
     app.add_middleware(DrainingApp, availability=availability)
     add_cors(app, cors_origins)
+    add_request_log(app)
+    add_page_routes(app)
     _add_health(app, availability)
     add_encode_routes(app, call, gate)
     add_openai_routes(app, call, gate)
+    add_search_routes(app, call)
     _add_fit(app, call)
     _add_run_views(app, call)
     add_stream_routes(app, call, workspace, Tails(lambda: availability.is_stopping))
     _add_artifact(app, workspace)
     _add_experiments(app, call)
     add_alias_routes(app, call)
-    add_hub_routes(app, Space(workspace, quota_bytes))
+    space = Space(workspace, quota_bytes)
+    add_data_routes(app, space)
+    add_hub_routes(app, space)
     return app
 
 
 def _add_health(app: FastAPI, availability: Availability) -> None:
-    @app.get("/", tags=["service"], summary="What this is")
-    async def root() -> Response:
-        return json_response({"name": "finetuner-flow", "version": __version__, "docs": "/docs"})
-
     @app.get("/whoami", tags=["service"], summary="Whom the token names, and what it opens")
     async def whoami(request: Request) -> Response:
         caller = request.state.caller
@@ -135,6 +140,18 @@ def _add_fit(app: FastAPI, call: Call) -> None:
         record = read_json_document(await call("/fit", json_document(body), {}))
         note(request, run_name=record["name"], experiment_name=record["experiment_name"])
         return json_response(record, 201 if record.pop("is_new") else 200)
+
+    @app.post(
+        "/check",
+        tags=["runs"],
+        summary="What `/fit` would refuse of a request, and what its data hold; nothing is written",
+        openapi_extra=described(FIT_BODY),
+        responses={200: CHECKED, 400: ERROR, 413: ERROR},
+    )
+    async def check(request: Request) -> Response:
+        query(request)
+        body = keyed(await read_body(request), request)
+        return json_response(read_json_document(await call("/check", json_document(body), {})))
 
 
 def _parameters(request: Request, run_name: str, *known: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from finetuner.errors import (
     UnavailableError,
 )
 from finetuner.files import volume_trouble
+from finetuner.log_format import request_id
 from finetuner.schema import nearest
 
 logger = logging.getLogger(__name__)
@@ -229,4 +230,7 @@ def _unforeseen_response(request: Request, error: Exception) -> Response:
         return error_response(request, trouble)
     logger.error("unforeseen error", exc_info=error)
     sentence = "internal error; the server's log has it"
-    return _named_error(request, 500, "FinetunerServerError", sentence)
+    # This answer goes past the middleware that gives all others their id.
+    known = request_id.get()
+    headers = None if known is None else {"X-Request-ID": known}
+    return _named_error(request, 500, "FinetunerServerError", sentence, headers=headers)

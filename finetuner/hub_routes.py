@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import FormData, UploadFile
 
@@ -23,8 +23,8 @@ from finetuner.errors import (
     MalformedRequestError,
     TooLargeError,
 )
-from finetuner.http_messages import note, query
-from finetuner.signed_links import LINK_FIELDS, sign
+from finetuner.http_messages import note
+from finetuner.signed_links import sign
 from finetuner.space import Space, full_disk_named
 
 MAX_UPLOAD_BYTES = 4 * 2**30  # docarray's own limit
@@ -68,17 +68,6 @@ def _add_reading(app: FastAPI, store: DataStore) -> None:
     async def list_for_docarray() -> Response:
         entries = [summary_of(entry) for entry in await asyncio.to_thread(store.list)]
         return JSONResponse({"data": entries, "meta": {"total": len(entries)}})
-
-    @app.get("/data", tags=["data"], summary="List stored data")
-    async def list_data(request: Request) -> Response:
-        query(request)
-        entries = await asyncio.to_thread(store.list)
-        return JSONResponse({"items": [asdict(entry) for entry in entries]})
-
-    @app.get("/data/{name:path}", tags=["data"], summary="The documents that were pushed")
-    async def documents(name: str, request: Request) -> Response:
-        query(request, *LINK_FIELDS)
-        return FileResponse(store.documents_path(name), media_type="application/octet-stream")
 
 
 def _add_writing(app: FastAPI, store: DataStore, space: Space) -> None:

@@ -53,8 +53,15 @@ def differences(run: Run, config: RunConfig, data: Mapping[str, HasRows]) -> lis
     before, now = _digests_of(run), data_digests(data)
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
-            found.append(f"{_FIELDS.get(name, name.removesuffix('.jsonl'))}: other texts")
+            found.append(f"{_shown_file(name, config)}: other texts")
     return found
+
+
+def _shown_file(name: str, config: RunConfig) -> str:
+    shown = _FIELDS.get(name, name.removesuffix(".jsonl"))
+    # Another seed or share leaves other texts of the same data.
+    is_split = any(c.hold_out is not None for c in config.callbacks_of(EvaluationCallback))
+    return f"{shown}, without what is held out" if name == TRAIN_FILE and is_split else shown
 
 
 def _compared(config: RunConfig) -> dict[str, Any]:

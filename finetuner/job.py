@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -12,8 +11,6 @@ from rich.console import Console
 from torch import Tensor
 
 from finetuner.adaptation import LoRAOptions, add_lora, freeze_backbone, interpolate, merge_lora
-from finetuner.artifact import unpacked
-from finetuner.backbones import locate
 from finetuner.callback import (
     BestModelCheckpoint,
     EarlyStopping,
@@ -28,14 +25,13 @@ from finetuner.files import sync_file
 from finetuner.heartbeat import Say
 from finetuner.json_lines import count_lines, keep_lines
 from finetuner.loggers import LoggedRun, open_loggers
-from finetuner.models import LoadedModel, load_model, read_options
+from finetuner.models import LoadedModel
 from finetuner.monitoring import BestWeights, StopWatch
 from finetuner.pairs import PairData, read_data
 from finetuner.publishing import Publisher, keep_model, remove_leftovers
 from finetuner.run_evaluation import RunEvaluations
 from finetuner.run_metrics import METRICS_FILE, VERDICT_FILE, read_metrics
 from finetuner.run_progress import RunProgress
-from finetuner.run_store import RunStore
 from finetuner.runs import (
     CHECKPOINTS,
     MAP_FILE,
@@ -45,6 +41,7 @@ from finetuner.runs import (
     Run,
 )
 from finetuner.schema import read
+from finetuner.starting_model import load_starting_model
 from finetuner.stopping import StopSignal
 from finetuner.trainer import EpochEnd, Progress, TrainingHooks
 from finetuner.training import train
@@ -129,18 +126,7 @@ class Job:
         )
 
     def _load(self) -> LoadedModel:
-        """Load the backbone, or the artifact of an earlier run."""
-        config, workspace = self._config, self._run.folder.parents[2]
-        options = read_options(config.model_options)
-        if config.output_dim is not None:
-            options = replace(options, output_dim=config.output_dim)
-        if config.model_artifact is None:
-            return load_model(locate(config.model, workspace), options, seed=config.seed)
-        with unpacked(RunStore(workspace).find_artifact(config.model_artifact)) as (folder, made):
-            logger.info("Going on from the model of run '%s'", made.run_name)
-            if "normalize" not in config.model_options:
-                options = replace(options, normalize=made.normalize)
-            return load_model(folder, options, seed=config.seed)
+        return load_starting_model(self._config, self._run.folder.parents[2])
 
     def _adapt(self) -> dict[str, Tensor]:
         """Settle what of the model is trained; return the untuned weights where they are needed."""

@@ -6,8 +6,10 @@ from typing import Any
 
 from finetuner.callback import CALLBACKS
 from finetuner.config import RunConfig
+from finetuner.data_report import Form
 from finetuner.encode_parameters import EncodeParameters, TextParameters
 from finetuner.schema import describe
+from finetuner.search_api import SearchParameters
 from finetuner.states import Status
 from finetuner.verdict import Outcome
 
@@ -84,8 +86,8 @@ def _answer(description: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-def _or_null(**properties: Any) -> dict[str, Any]:
-    return {**_object(**properties), "type": ["object", "null"]}
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [schema, {"type": "null"}]}
 
 
 _POINTS = {
@@ -131,22 +133,62 @@ RUN = _answer(
         n_starts={"type": "integer"},
         position={"type": ["integer", "null"], "description": "in the queue, from 1"},
         progress=_or_null(
-            **dict.fromkeys(("epoch", "n_epochs", "step", "n_steps"), {"type": "integer"}),
-            **dict.fromkeys(("n_steps_done", "n_steps_total"), {"type": "integer"}),
-            **dict.fromkeys(("loss", "active"), {"type": "number"}),
-            **dict.fromkeys(("texts_per_s", "eta_s"), {"type": ["number", "null"]}),
+            _object(
+                **dict.fromkeys(("epoch", "n_epochs", "step", "n_steps"), {"type": "integer"}),
+                **dict.fromkeys(("n_steps_done", "n_steps_total"), {"type": "integer"}),
+                **dict.fromkeys(("loss", "active"), {"type": "number"}),
+                **dict.fromkeys(("texts_per_s", "eta_s"), {"type": ["number", "null"]}),
+            )
         ),
         metric=_or_null(
-            name=_TEXT,
-            before={"type": "number"},
-            best={"type": "number"},
-            best_epoch={"type": "integer"},
+            _object(
+                name=_TEXT,
+                before={"type": "number"},
+                best={"type": "number"},
+                best_epoch={"type": "integer"},
+            )
         ),
         verdict={"type": ["string", "null"], "enum": [*(o.value for o in Outcome), None]},
     ),
 )
 RUN_BEFORE = {**RUN, "description": "The run that this request has made before"}
 _TEXTS = {"type": "array", "items": _TEXT}
+_NUMBER = {"type": "integer"}
+
+
+def _list(**properties: Any) -> dict[str, Any]:
+    return {"type": "array", "items": _object(**properties)}
+
+
+_PROBLEMS = _list(field=_TEXT, message=_TEXT)
+_DATA_REPORT = _object(
+    form={"type": "string", "enum": [form.value for form in Form]},
+    **{
+        name: _NUMBER
+        for name in (
+            *("n_rows", "n_texts", "n_labels", "n_repeated", "n_ambiguous"),
+            "n_alone",
+        )
+    },
+    class_sizes=_list(**{"from": _NUMBER, "to": _NUMBER, "n_labels": _NUMBER}),
+    largest=_list(label=_TEXT, n_texts=_NUMBER),
+    preview=_list(),
+    repeated=_list(text=_TEXT, label=_TEXT, n=_NUMBER),
+    ambiguous=_list(text=_TEXT, labels=_TEXTS),
+    lengths=_object(p50=_NUMBER, p99=_NUMBER, max=_NUMBER),
+)
+CHECKED = _answer(
+    "All that would be refused, and what was found",
+    _object(
+        problems=_PROBLEMS,
+        warnings=_PROBLEMS,
+        config=_or_null(describe(RunConfig)),
+        train_data=_or_null(_DATA_REPORT),
+        evaluation=_or_null(_object(n_queries=_NUMBER, n_index=_NUMBER, n_labels=_NUMBER)),
+        size_bytes=_NUMBER,
+        free_bytes=_NUMBER,
+    ),
+)
 _ENCODE_PARAMETERS = describe(EncodeParameters)
 _TEXT_PARAMETERS = describe(TextParameters)
 _EXAMPLE = {"parameters": {"artifact": "first-run"}}
@@ -184,6 +226,35 @@ RANK_BODY["properties"]["top_k"] = {
     "minimum": 1,
     "description": "how many texts to return; all when left out",
 }
+SEARCH_BODY = _body(
+    describe(SearchParameters),
+    {"data": [{"text": "a query"}]},
+    data={"type": "array", "items": _object(text=_TEXT), "minItems": 1, "maxItems": 1},
+)
+_SECONDS = {"type": "number"}
+SEARCH_RESULT = _answer(
+    "The nearest texts",
+    _object(
+        ready={"const": True},
+        artifact=_TEXT,
+        untuned={"type": "boolean"},
+        n_texts={"type": "integer"},
+        results={
+            "type": "array",
+            "items": _object(
+                text=_TEXT,
+                label={"type": ["string", "null"]},
+                score={"type": "number", "description": "the cosine"},
+            ),
+        },
+        encode_s=_SECONDS,
+        search_s=_SECONDS,
+    ),
+)
+SEARCH_IN_WORK = _answer(
+    "How far the index is, which is made at the first search: ask again",
+    _object(ready={"const": False}, n_done={"type": "integer"}, n_texts={"type": "integer"}),
+)
 _TOKEN_IDS = {"type": "array", "items": {"type": "integer"}}
 EMBEDDINGS_BODY = {
     **_object(

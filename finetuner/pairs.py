@@ -237,6 +237,13 @@ def labelled_together(parts: Sequence[Texts]) -> list[LabelledTexts]:
     return found
 
 
+def linked_pairs(data: TextPairs) -> Positions:
+    """Return the group of each pair, *Shape:* ``(n_pairs,)``: those that texts link, directly or not."""
+    (anchors, positives), texts = _places([data.anchors, data.positives])
+    linked: Positions = _linked(len(texts), anchors, positives)[anchors]
+    return linked
+
+
 def _places(columns: Sequence[Sequence[str | None]]) -> tuple[list[Positions], list[str]]:
     """Number the different texts of some columns by first appearance, row by row; None is -1."""
     numbers: dict[str, int] = {}
@@ -314,14 +321,9 @@ def prepare_pairs(data: TextPairs) -> PairData:
     :raises DataError: When fewer than two pairs are left, all are of one group of linked texts and have
         no negatives, or all scores are equal; the message gives the numbers found.
     """
-    (anchors, positives, negatives), texts = _places([data.anchors, data.positives, data.negatives])
-    prepared = (
-        _scored(data, texts, np.stack([anchors, positives], axis=1))
-        if data.has_scores
-        else _unscored(texts, np.stack([anchors, positives], axis=1), negatives)
-    )
+    prepared = clean_pairs(data)
     found = (
-        f"found {len(prepared.pairs)} different pairs of {len(texts)} texts in {len(data)} rows "
+        f"found {len(prepared.pairs)} different pairs of {len(prepared.texts)} texts in {len(data)} rows "
         f"({prepared.n_repeated} repeated, {prepared.n_ambiguous} contradictory)"
     )
     if len(prepared.pairs) < 2:
@@ -332,6 +334,15 @@ def prepare_pairs(data: TextPairs) -> PairData:
     if prepared.scores is None and np.ptp(groups) == 0 and prepared.negatives.max() < 0:
         raise DataError(f"all texts mean the same: there are no negatives; {found}")
     return prepared
+
+
+def clean_pairs(data: TextPairs) -> PairData:
+    """Clean pairs by the rules of this module, however little is left."""
+    (anchors, positives, negatives), texts = _places([data.anchors, data.positives, data.negatives])
+    pairs = np.stack([anchors, positives], axis=1)
+    if data.has_scores:
+        return _scored(data, texts, pairs)
+    return _unscored(texts, pairs, negatives)
 
 
 def _unscored(texts: list[str], pairs: Positions, negatives: Positions) -> PairData:

@@ -42,6 +42,8 @@ ADMIN = Permission(frozenset({Scope.ADMIN}))
 # By method and path of HTTP, as the routes declare it.
 ROUTES = {
     ("GET", "/"): PUBLIC,
+    # The page holds nothing of this server; it asks for a token and for all else with it.
+    ("GET", "/assets/{file}"): PUBLIC,
     ("GET", "/livez"): PUBLIC,
     ("GET", "/readyz"): PUBLIC,
     # They say what the published source says, and nothing of this server.
@@ -56,10 +58,13 @@ ROUTES = {
     ("POST", "/rank"): ENCODE,
     ("POST", "/tokenize"): ENCODE,
     ("POST", "/v1/embeddings"): ENCODE,
+    # What it finds are texts of runs and stored ones, which `encode` alone shall not see.
+    ("POST", "/search"): READ,
     ("GET", "/models"): READ_OR_ENCODE,
     ("GET", "/v1/models"): READ_OR_ENCODE,
     ("GET", "/v1/models/{id:path}"): READ_OR_ENCODE,
     ("POST", "/fit"): FIT.audited_as(Action.SUBMITTED),
+    ("POST", "/check"): FIT,
     ("GET", "/runs"): READ,
     ("DELETE", "/runs"): FIT.audited_as(Action.DELETED_RUNS),
     ("GET", "/runs/{run_name}"): READ,
@@ -84,6 +89,8 @@ ROUTES = {
     ("DELETE", "/aliases/{name}"): ADMIN.audited_as(Action.DELETED_ALIAS),
     ("GET", "/data"): READ,
     ("GET", "/data/{name:path}"): READ,
+    ("PUT", "/data/{name:path}"): FIT.audited_as(Action.PUSHED_DATA),
+    ("DELETE", "/data/{name:path}"): FIT.audited_as(Action.DELETED_DATA),
     ("POST", "/v2/rpc/user.identity.whoami"): ANY_TOKEN,
     ("GET", "/v2/rpc/artifact.getDownloadUrl"): READ,
     ("POST", "/v2/rpc/artifact.list"): READ,
@@ -95,11 +102,13 @@ ROUTES = {
 ENDPOINTS = {
     "/encode": ENCODE,
     "/tokenize": ENCODE,
+    "/search": READ,
     "/models": READ_OR_ENCODE,
     "/ready": ANY_TOKEN,
     "_jina_dry_run_": ANY_TOKEN,
     "/metrics/encoder": READ,
     "/fit": FIT.audited_as(Action.SUBMITTED),
+    "/check": FIT,
     "/cancel": FIT.audited_as(Action.CANCELLED),
     "/delete": FIT.audited_as(Action.DELETED_RUNS),
     "/runs": READ,

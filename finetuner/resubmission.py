@@ -58,6 +58,27 @@ def create_once(
         raise
 
 
+def find_made(
+    store: RunStore, config: RunConfig, data: Mapping[str, HasRows], *, is_named: bool
+) -> Run | None:
+    """Return the run that :func:`create_once` would return for a request, or None; write nothing.
+
+    :param store: The runs of the volume.
+    :param config: The settings, with their data described.
+    :param data: The texts, by file name within ``data/``.
+    :param is_named: Whether the client gave the run's name.
+    :raises RunExistsError: When name or key stand for another run.
+    """
+    if config.idempotency_key is not None and not (
+        is_named and _find(store, config, config.run_name)
+    ):
+        keys = RunKeys(store.experiment_folder(config.experiment_name))
+        name = keys.find(config.idempotency_key)
+        if name not in (None, config.run_name):
+            config = _named_as_before(store, config, name, is_named=is_named) or config
+    return _identical(store, config, data)
+
+
 def _find(store: RunStore, config: RunConfig, run_name: str) -> Run | None:
     with contextlib.suppress(RunNotFoundError):
         return store.get(run_name, config.experiment_name)
@@ -73,15 +94,28 @@ def _named_by_key(store: RunStore, config: RunConfig, *, is_named: bool) -> RunC
     name = keys.claim(key, config.run_name)
     if name == config.run_name:
         return config
+    named = _named_as_before(store, config, name, is_named=is_named)
+    if named is None:
+        keys.replace(key, config.run_name)
+        return config
+    return named
+
+
+def _named_as_before(
+    store: RunStore, config: RunConfig, name: str, *, is_named: bool
+) -> RunConfig | None:
+    """Give a request the name that its key stands for; None when that is nobody's any more.
+
+    :raises RunExistsError: When the key's run has another name than the request gives.
+    """
     run = _find(store, config, name)
     if run is None and not is_named:  # the same request is making it now, or died before it had
         return replace(config, run_name=name)
-    if run is None or run.config().idempotency_key != key:  # the run that had the key was deleted
-        keys.replace(key, config.run_name)
-        return config
+    if run is None or run.config().idempotency_key != config.idempotency_key:
+        return None  # the run that had the key was deleted
     if is_named:
         raise RunExistsError(
-            f"the idempotency key `{key}` was used for run `{name}` of experiment "
+            f"the idempotency key `{config.idempotency_key}` was used for run `{name}` of experiment "
             f"`{config.experiment_name}`, and this request names its run otherwise:\n"
             f"  run_name: {name} → {config.run_name}\n"
             "use a new key for another run"

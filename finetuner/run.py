@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from finetuner.client import Client, run_path
+from finetuner.client import Client, Watch, run_path
 from finetuner.errors import RunCancelledError, RunFailedError, RunInProgressError
 from finetuner.follow import LONGEST_PAUSE_S, JSONLines, Reader, TextLines, follow
 
@@ -204,10 +204,11 @@ class Run:
                         table.add_row(example["query"] if not place else "", match["text"], same)
             Console().print(table)
 
-    def save_artifact(self, directory: str = "artifacts/") -> str:
+    def save_artifact(self, directory: str = "artifacts/", *, watch: Watch | None = None) -> str:
         """Download the artifact.
 
         :param directory: Made when it does not exist.
+        :param watch: Called with the bytes got so far and, where that is known, all that will come.
         :returns: The zip's path, which ``finetuner.get_model`` takes.
         :raises RunInProgressError: When the run is created or started.
         :raises RunFailedError: When it failed.
@@ -217,6 +218,9 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         destination = folder / f"{self.name}.zip"
         self._client.download(
-            run_path(self.name, "/artifact"), destination, experiment_name=self.experiment_name
+            run_path(self.name, "/artifact"),
+            destination,
+            watch=watch,
+            experiment_name=self.experiment_name,
         )
         return str(destination)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,9 +15,11 @@ from finetuner.errors import (
     FinetunerServerError,
     RunInProgressError,
     RunNotFoundError,
+    UnavailableError,
 )
 from finetuner.json_lines import read_page
 from finetuner.pairs import read_documents
+from finetuner.request_check import check_request
 from finetuner.run_metrics import METRICS_FILE
 from finetuner.run_store import RunStore
 from finetuner.run_summary import Record, RunRecords
@@ -162,6 +163,11 @@ class RunAPI:
         self._supervisor.wake()
         return {**self._record(submitted.run), "is_new": submitted.is_new}
 
+    def check(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Find all that a fit request would be refused for, and what its data hold; write nothing."""
+        self._store.check_there()
+        return check_request(request, self._space, allow_cpu_fallback=self._allow_cpu_fallback)
+
     def _find(self, parameters: dict[str, Any]) -> Run:
         name = read(RunName, parameters, "parameters")
         return self._store.get(name.run_name, name.experiment_name)
@@ -265,14 +271,37 @@ class RunAPI:
             runs = self._store.list(read(RunPage, parameters, "parameters").experiment_name)
         records = list(self._shown(runs))
         for run in runs:
-            with contextlib.suppress(RunNotFoundError):  # another request was quicker
-                if not self._supervisor.cancel(run).status.is_terminal:
-                    raise RunInProgressError(
-                        f"run `{run.name}` has a worker on another machine, which ends it within "
-                        "seconds: delete it again then"
-                    )
-                self._store.delete(run)
+            try:
+                self._delete(run)
+            except RunNotFoundError:  # another request was quicker, unless the volume went away
+                self._check_gone(run)
         return {"items": records}
+
+    def _delete(self, run: Run) -> None:
+        if not self._supervisor.cancel(run).status.is_terminal:
+            raise RunInProgressError(
+                f"run `{run.name}` has a worker on another machine, which ends it within seconds: "
+                "delete it again then"
+            )
+        self._store.delete(run)
+
+    def _check_gone(self, run: Run) -> None:
+        """Pass when a run is no more.
+
+        :raises UnavailableError: When the volume is away, or was for a moment and the run is back.
+        """
+        self.check_there()
+        if run.exists():
+            raise UnavailableError(
+                f"the volume was away for a moment, and run `{run.name}` is still there: delete it again"
+            )
+
+    def check_there(self) -> None:
+        """Pass unless the volume is away, where nothing can be found.
+
+        :raises UnavailableError: When it is.
+        """
+        self._store.check_there()
 
     def experiments(self, _parameters: dict[str, Any]) -> dict[str, Any]:
         """List experiments."""

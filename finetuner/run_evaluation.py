@@ -14,7 +14,7 @@ from finetuner.callback import EvaluationCallback
 from finetuner.config import RunConfig
 from finetuner.data import read_jsonl
 from finetuner.encoder import torch_encoder
-from finetuner.evaluation import EvaluationSet, evaluate
+from finetuner.evaluation import EvaluationSet, evaluate, skipped_line
 from finetuner.files import write_json
 from finetuner.json_lines import count_lines, keep_lines
 from finetuner.models import LoadedModel
@@ -62,11 +62,10 @@ class RunEvaluations:
                 read_jsonl(index_path) if index_path.exists() else None,
                 callback=callback,
             )
+            if callback.hold_out is not None:
+                logger.info(_split_line(callback.hold_out, data, is_same=not index_path.exists()))
             if data.n_skipped:
-                logger.warning(
-                    "%d evaluation queries are left out: nothing in the index has their label",
-                    data.n_skipped,
-                )
+                logger.warning(skipped_line(data.n_skipped))
             sets.append((callback, data))
         return cls(run, sets, RunMap(run, seed=config.seed))
 
@@ -145,6 +144,16 @@ class RunEvaluations:
         keep_lines(self.run.folder / METRICS_FILE, state["n_metrics"])
         self.examples = state["examples"]
         self.before, self.after = _to_arrays(state["before"]), _to_arrays(state["after"])
+
+
+def _split_line(share: float, data: EvaluationSet, *, is_same: bool) -> str:
+    """Return how the training data were split, for the log."""
+    n_labels = len(set(data.queries.labels))
+    searched = "themselves" if is_same else f"{len(data.index)} others"
+    return (
+        f"Held out: {len(data.queries)} queries of {n_labels} labels, searched among {searched} "
+        f"(hold_out={share:g})"
+    )
 
 
 def _to_tensors(found: dict[str, PerQuery]) -> dict[str, dict[str, torch.Tensor]]:

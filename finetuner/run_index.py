@@ -17,6 +17,7 @@ from bisect import insort
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 _COARSEST_TIME_S = 2.0
 _SHORTEST_TRUST_S = 1.0
 _LONGEST_TRUST_S = 5.0
+_ORDER = attrgetter("order")
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,13 @@ class _Entry:
 
     run: Run
     inode: int
-    created_at: str
     artifact_id: str
+    # Kept, since thousands are sorted at each change: when it was created, and its name.
+    order: tuple[str, str]
 
-    def order(self) -> tuple[str, str]:
-        return self.created_at, self.run.name
+    @classmethod
+    def of(cls, run: Run, spec: Mapping[str, Any], *, inode: int) -> _Entry:
+        return cls(run, inode, spec["artifact_id"], (spec["created_at"], run.name))
 
 
 @dataclass
@@ -77,9 +81,7 @@ class RunIndex:
         with self._lock:
             self._refresh()
             if experiment_name not in self._sorted:
-                self._sorted[experiment_name] = sorted(
-                    self._entries(experiment_name), key=_Entry.order
-                )
+                self._sorted[experiment_name] = sorted(self._entries(experiment_name), key=_ORDER)
             return [entry.run for entry in self._sorted[experiment_name]]
 
     def find(self, artifact_id: str) -> Run | None:
@@ -111,7 +113,7 @@ class RunIndex:
             inode = run.folder.stat().st_ino
         except FileNotFoundError:  # deleted at once
             return
-        entry = _Entry(run, inode, spec["created_at"], spec["artifact_id"])
+        entry = _Entry.of(run, spec, inode=inode)
         with self._lock:
             experiment = self._experiments.setdefault(run.experiment_name, _Experiment())
             if run.name in experiment.entries:  # a list taken since then, or an older run's
@@ -121,7 +123,7 @@ class RunIndex:
                 self._by_artifact[entry.artifact_id] = run
             for experiment_name in (None, run.experiment_name):
                 if experiment_name in self._sorted:
-                    insort(self._sorted[experiment_name], entry, key=_Entry.order)
+                    insort(self._sorted[experiment_name], entry, key=_ORDER)
 
     def remove(self, run: Run) -> None:
         """Forget a run that this process has deleted."""
@@ -187,8 +189,7 @@ def _has_id(run: Run, artifact_id: str) -> bool:
 def _read_entry(folder: os.DirEntry[str]) -> _Entry | None:
     run = Run(Path(folder.path))
     try:
-        spec = run.spec()
-        return _Entry(run, _inode(folder), spec["created_at"], spec["artifact_id"])
+        return _Entry.of(run, run.spec(), inode=_inode(folder))
     # Deleted since it was listed, no run at all, or one that someone copies here right now.
     except (RunNotFoundError, KeyError):
         return None

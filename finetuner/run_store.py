@@ -178,7 +178,14 @@ class RunStore:
 
     def create_experiment(self, name: str) -> Path:
         """Return an experiment's folder, made when it is new."""
-        return make_folder(self._root / check_name(name, "experiment name"), parents=True)
+        return make_folder(self.experiment_folder(name), parents=True)
+
+    def experiment_folder(self, name: str) -> Path:
+        """Return where an experiment lies, or would.
+
+        :raises ConfigError: When the name is not allowed.
+        """
+        return self._root / check_name(name, "experiment name")
 
     def get_experiment(self, name: str) -> dict[str, Any]:
         """Return what the API shows of an experiment.

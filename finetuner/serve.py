@@ -24,6 +24,7 @@ import rich
 import finetuner
 from finetuner.errors import ConfigError, FinetunerServerError
 from finetuner.gatekeeper import check_host, is_loopback
+from finetuner.log_format import set_up_logs
 from finetuner.parts import Caretaker, parts_of
 
 logger = logging.getLogger(__name__)
@@ -133,6 +134,7 @@ class Service:
                 prefix="finetuner-", ignore_cleanup_errors=True
             )
             os.environ[SOCKETS_VARIABLE] = self._sockets.name
+            set_up_logs()  # Jina is there now
             self._flow = Flow.load_config(str(flow))
         _check_executors(self._flow)
         given = dict(self._flow._gateway_kwargs)

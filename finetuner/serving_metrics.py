@@ -56,9 +56,14 @@ class EncodeMetrics:
         for stage in ("tokenize", "queue", "inference"):
             self._seconds.labels(artifact, stage).observe(tags[f"{stage}_s"])
 
-    def failed(self, error: BaseException, *, role: str = "answer") -> None:
-        """Count a request that was not answered; under no artifact, for its name may be anything."""
-        self._requests.labels("", type(error).__name__, role).inc()
+    def failed(self, error: BaseException, *, artifact: str = "", role: str = "answer") -> None:
+        """Count a request that was not answered.
+
+        :param error: Why.
+        :param artifact: Once it was found; empty before, for the name that was asked for may be anything.
+        :param role: As in :meth:`ended`.
+        """
+        self._requests.labels(artifact, type(error).__name__, role).inc()
 
     def text(self) -> str:
         """Return all figures."""

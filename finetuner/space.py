@@ -104,6 +104,14 @@ class Space:
                 shown = f"{decimal(n_bytes)}, and {decimal(max(0, left))} {where}"
                 raise InsufficientSpaceError(f"{purpose} needs about {shown}: {_ADVICE}")
 
+    def free_bytes(self) -> int:
+        """Return what may still be written: what the disk holds, or the quota leaves if that is less."""
+        free, _ = self._free()
+        if self._quota_bytes is None:
+            return free
+        left, _ = self._left_of_quota(0)
+        return max(0, min(free, left))
+
     def _free(self) -> tuple[int, str]:
         there = next(p for p in (self.workspace, *self.workspace.parents) if p.exists())
         return shutil.disk_usage(there).free, "are free on the volume"

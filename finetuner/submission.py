@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,9 @@ from finetuner.callback import (
     LoggerCallback,
 )
 from finetuner.config import CallbackConfig, RunConfig
-from finetuner.data import LabelledTexts
 from finetuner.datastore import DataStore
 from finetuner.device import resolve_device, resolve_precision
 from finetuner.errors import ConfigError
-from finetuner.evaluation import EvaluationSet
 from finetuner.loggers import check_loggers
 from finetuner.losses import CENTRE_LOSSES
 from finetuner.metrics import METRIC_NAMES
@@ -32,14 +32,13 @@ from finetuner.models import (
     read_options,
 )
 from finetuner.monitoring import watched
-from finetuner.pairs import Texts, labelled_together, read_rows
 from finetuner.resubmission import Submitted, create_once
+from finetuner.run_data import run_data
 from finetuner.run_store import RunStore
-from finetuner.runs import TRAIN_FILE, VALIDATION_FILE, Run, evaluation_file
+from finetuner.runs import Run
 from finetuner.schema import read
 from finetuner.space import Space, check_space, full_disk_named, rows_bytes
-from finetuner.training import check_training
-from finetuner.training_set import prepare, split
+from finetuner.training import TRAINING_FIELDS, check_training
 
 
 def submit(request: dict[str, Any], workspace: Path, *, allow_cpu_fallback: bool = True) -> Run:
@@ -64,34 +63,74 @@ def submit_once(
     """
     workspace = space.workspace
     config = read(RunConfig, request, "fit")
-    _check_adapters(config)
-    _check_validation(config)
-    _check_dimensions(config, _vector_length(config, workspace))
-    check_training(config)
-    check_loggers([c for c in config.built_callbacks() if isinstance(c, LoggerCallback)])
-    device, warning = resolve_device(config.device)
-    resolve_precision(config.precision, device)
-    if warning and not allow_cpu_fallback:
-        raise ConfigError(
-            "device='cuda' was asked for, and this server has no GPU: use device='cpu'"
-        )
-    store = DataStore(workspace)
-    data: dict[str, Texts] = {TRAIN_FILE: _texts(config.train_data, store, "train_data")}
-    prepared = prepare(config.loss, data[TRAIN_FILE])
-    if config.val_split:
-        split(prepared, config=config)
-    if config.eval_data is not None:
-        data[VALIDATION_FILE] = _texts(config.eval_data, store, "eval_data")
-        prepare(config.loss, data[VALIDATION_FILE])
-    for number, callback in enumerate(config.callbacks_of(EvaluationCallback)):
-        data |= _evaluation_data(number, callback, store)
+    for check in setting_checks(config, workspace, allow_cpu_fallback=allow_cpu_fallback):
+        check.run()
+    data = run_data(config, DataStore(workspace))
     with full_disk_named(f"run `{config.run_name}`"):
         return create_once(
             RunStore(workspace),
-            _without_data(config),
+            without_data(config),
             data,
             is_named=bool(request.get("run_name")),
             check_space=lambda: check_space(config, space, data_bytes=rows_bytes(data)),
+        )
+
+
+@dataclass(frozen=True)
+class Check:
+    """One of the things that settings are refused for, whatever the data.
+
+    :param fields: Those that it looks at; the first one names it.
+    :param run: Raises what is wrong.
+    """
+
+    fields: tuple[str, ...]
+    run: Callable[[], object]
+
+
+def setting_checks(
+    config: RunConfig, workspace: Path, *, allow_cpu_fallback: bool
+) -> tuple[Check, ...]:
+    """Return the checks of a request's settings, each independent of the others.
+
+    :param config: The settings.
+    :param workspace: The volume.
+    :param allow_cpu_fallback: Take a request for a GPU where there is none.
+    """
+    return (
+        Check(("lora", "freeze", "n_frozen_layers"), lambda: _check_adapters(config)),
+        Check(("eval_data", "val_split", "loss"), lambda: _check_validation(config)),
+        Check(("callbacks", "eval_data", "val_split"), lambda: _check_watching(config)),
+        Check(
+            (
+                "model",
+                "model_options",
+                "model_artifact",
+                "output_dim",
+                "n_frozen_layers",
+                "dimensions",
+            ),
+            lambda: _check_dimensions(config, _vector_length(config, workspace)),
+        ),
+        Check(TRAINING_FIELDS, lambda: check_training(config)),
+        Check(("callbacks",), lambda: check_loggers(_loggers_of(config))),
+        Check(("device",), lambda: _check_device(config, allow_cpu_fallback=allow_cpu_fallback)),
+        Check(
+            ("precision", "device"),
+            lambda: resolve_precision(config.precision, resolve_device(config.device)[0]),
+        ),
+    )
+
+
+def _loggers_of(config: RunConfig) -> list[LoggerCallback]:
+    return [c for c in config.built_callbacks() if isinstance(c, LoggerCallback)]
+
+
+def _check_device(config: RunConfig, *, allow_cpu_fallback: bool) -> None:
+    _, warning = resolve_device(config.device)
+    if warning and not allow_cpu_fallback:
+        raise ConfigError(
+            "device='cuda' was asked for, and this server has no GPU: use device='cpu'"
         )
 
 
@@ -110,7 +149,7 @@ def _check_adapters(config: RunConfig) -> None:
 
 
 def _check_validation(config: RunConfig) -> None:
-    """Refuse validation data that do not fit, and callbacks that watch what the run will not have."""
+    """Refuse validation data that do not fit the loss, or each other."""
     if config.eval_data is not None and config.val_split:
         raise ConfigError("eval_data and val_split are two ways to one thing; leave one out")
     if config.eval_data is not None and config.loss in CENTRE_LOSSES:
@@ -118,6 +157,10 @@ def _check_validation(config: RunConfig) -> None:
             f"{config.loss} has a centre for each label of the training data and none for other data: "
             "take val_split in place of eval_data, or an EvaluationCallback"
         )
+
+
+def _check_watching(config: RunConfig) -> None:
+    """Refuse callbacks that watch what the run will not have."""
     has_validation = config.eval_data is not None or bool(config.val_split)
     names = ["train_loss", *(["val_loss"] if has_validation else [])]
     for evaluation in config.callbacks_of(EvaluationCallback):
@@ -176,33 +219,11 @@ def _check_dimensions(config: RunConfig, dim: int | None) -> None:
         )
 
 
-def _texts(source: Any, store: DataStore, where: str) -> Texts:
-    if isinstance(source, str):
-        return store.texts(source)
-    if isinstance(source, list):
-        return read_rows(source)
-    raise ConfigError(
-        f"{where} must be the name of stored data or a list of [text, label] rows"
-        + ("; it is missing" if source is None else f", got {type(source).__name__}")
-    )
-
-
-def _evaluation_data(
-    number: int, callback: EvaluationCallback, store: DataStore
-) -> dict[str, LabelledTexts]:
-    sources = {"query": callback.query_data, "index": callback.index_data}
-    roles = [role for role, source in sources.items() if role == "query" or source is not None]
-    texts = [_texts(sources[role], store, f"EvaluationCallback.{role}_data") for role in roles]
-    labelled = labelled_together(texts)
-    EvaluationSet.create(labelled[0], labelled[1] if labelled[1:] else None, callback=callback)
-    return {evaluation_file(number, role): data for role, data in zip(roles, labelled, strict=True)}
-
-
 def _described(source: Any) -> Any:
     return f"{len(source)} rows" if isinstance(source, list) else source
 
 
-def _without_data(config: RunConfig) -> RunConfig:
+def without_data(config: RunConfig) -> RunConfig:
     """Replace data by their description: the texts lie in the run's folder, not in its settings."""
     callbacks = tuple(
         CallbackConfig(

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from finetuner.access import Scope, TokenStore
 from finetuner.audit import Action, AuditLog, Deed
+from finetuner.command_errors import reported
 from finetuner.config import workspace_dir
-from finetuner.errors import FinetunerError
 
 token_app = typer.Typer(
     help="Tokens of who may use the service. A running one sees what changes at once.",
@@ -27,7 +27,7 @@ _ADDRESS = "command line"
 _DONE = 200
 Workspace = Annotated[
     Path | None,
-    typer.Option(help="The folder of data, runs and models. [default: FINETUNER_WORKSPACE]"),
+    typer.Option(help="The folder of data, runs and models. Default: FINETUNER_WORKSPACE."),
 ]
 Name = Annotated[str, typer.Argument(help="Who holds it, such as laptop.")]
 
@@ -65,7 +65,7 @@ def create(
 def list_tokens(workspace: Workspace = None) -> None:
     """Show the names and scopes of all tokens."""
     console = Console(highlight=False)
-    with _explained():
+    with reported():
         tokens = TokenStore(workspace_dir(workspace)).list()
     if not tokens:
         console.print(
@@ -97,21 +97,9 @@ def revoke(name: Name, workspace: Workspace = None) -> None:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """End the command with the sentence of an error."""
-    try:
-        yield
-    except (FinetunerError, OSError) as error:
-        Console(stderr=True, highlight=False).print(
-            f"[red]Error:[/red] {escape(str(error))}", soft_wrap=True
-        )
-        raise typer.Exit(1) from error
-
-
-@contextmanager
 def _recorded(workspace: Path, action: Action, name: str) -> Iterator[None]:
     """Write down what the block does, when it has done it."""
-    with _explained():
+    with reported():
         yield
     AuditLog(workspace).append(Deed(_user(), _ADDRESS, action, name, _DONE))
 

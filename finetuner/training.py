@@ -21,6 +21,21 @@ from finetuner.trainer import Trainer, TrainingHooks
 from finetuner.training_set import create_set
 
 logger = logging.getLogger(__name__)
+# What :func:`check_training` looks at, in groups that can be right or wrong each by itself.
+TRAINING_GROUPS = (
+    (
+        "loss",
+        "loss_options",
+        "loss_optimizer",
+        "loss_optimizer_options",
+        "dimensions",
+        "batch_size",
+    ),
+    ("miner", "miner_options"),
+    ("optimizer", "optimizer_options", "learning_rate"),
+    ("scheduler", "scheduler_options"),
+)
+TRAINING_FIELDS = tuple(field for group in TRAINING_GROUPS for field in group)
 
 
 def check_training(config: RunConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import random
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
+from requests.adapters import BaseAdapter
 
 _WORKSPACE = Path(tempfile.mkdtemp(prefix="finetuner-tests-"))
 os.environ.update(
@@ -215,3 +218,64 @@ def finish_run(tmp_path, come_to):
         return run
 
     return finish
+
+
+class InProcess(BaseAdapter):
+    """Hands the requests of `requests` to an application."""
+
+    def __init__(self, http):
+        super().__init__()
+        self._http = http
+
+    def send(self, request, **_):
+        content = request.body if isinstance(request.body, bytes) else b""
+        found = self._http.request(
+            request.method, request.path_url, headers=dict(request.headers), content=content
+        )
+        response = requests.Response()
+        response.status_code, response.raw = found.status_code, io.BytesIO(found.content)
+        response.headers.update(found.headers)
+        return response
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def connect(monkeypatch):
+    """Let a module's verbs reach an application in this process."""
+    from finetuner.client import Client
+
+    def connect(module, http):
+        client = Client("http://in-process")
+        client._session.mount("http://in-process", InProcess(http))
+        monkeypatch.setattr(module, "_client", client)
+
+    return connect
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """A server that answers what the test tells it to, where the client looks for one."""
+    from fake_server import fake_server
+
+    with fake_server() as server:
+        monkeypatch.setenv("FINETUNER_HOST", server.url)
+        monkeypatch.delenv("FINETUNER_TOKEN", raising=False)
+        yield server
+
+
+@pytest.fixture
+def command():
+    """Run `finetuner` with arguments, and look at its exit code."""
+    from typer.testing import CliRunner
+
+    from finetuner.cli import app
+
+    def run(*arguments, exit_code=0, **options):
+        runner = CliRunner(env={"COLUMNS": "200"})
+        result = runner.invoke(app, [str(word) for word in arguments], **options)
+        assert result.exit_code == exit_code, (result.output, result.exception)
+        return result
+
+    return run

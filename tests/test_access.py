@@ -43,7 +43,14 @@ def store(tmp_path):
 
 async def call(endpoint, _docs, _parameters):
     """Answer as an executor would, with what each route reads of it."""
-    record = {"name": "r", "experiment_name": "default", "items": [{}], "models": [], "text": ""}
+    record = {
+        "name": "r",
+        "experiment_name": "default",
+        "items": [{}],
+        "models": [],
+        "text": "",
+        "ready": True,
+    }
     return json_document(record)
 
 
@@ -197,7 +204,7 @@ def test_methods_in_the_table_exist():
 def test_what_is_public_is_known_by_heart():
     public = {path for (_, path), permission in ROUTES.items() if permission.is_public}
     assert public == {
-        *("/", "/livez", "/readyz"),
+        *("/", "/assets/{file}", "/livez", "/readyz"),
         *("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"),
     }
     assert [name for name, permission in ENDPOINTS.items() if permission.is_public] == []
@@ -206,7 +213,7 @@ def test_what_is_public_is_known_by_heart():
 
 
 def test_what_changes_something_is_audited_and_what_reads_is_not():
-    silent = {"/encode", "/similarity", "/rank", "/tokenize", "/v1/embeddings"}
+    silent = {"/check", "/encode", "/similarity", "/rank", "/tokenize", "/v1/embeddings", "/search"}
     silent |= {"/v2/rpc/user.identity.whoami", "/v2/rpc/artifact.list"}
     for (method, path), permission in ROUTES.items():
         assert (permission.action is None) == (method == "GET" or path in silent), (method, path)
@@ -496,6 +503,20 @@ def test_pages_of_others_cannot_use_a_browser_here(client, tmp_path, headers, st
     assert client.get("/runs", headers=headers).status_code == status
     secret = TokenStore(tmp_path).create("laptop", [Scope.READ])
     assert client.get("/runs", headers={**headers, **bearer(secret)}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:51001", "localhost:51001", "[::1]:51001"])
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/fit"), ("PUT", "/experiments/e"), ("DELETE", "/runs/r")]
+)
+def test_our_own_page_may_change_things_and_those_of_others_not(client, host, method, path):
+    def status(origin):
+        headers = {"Host": host, "Origin": origin, "Sec-Fetch-Site": "same-origin"}
+        return client.request(method, path, headers=headers, json={}).status_code
+
+    assert status(f"http://{host}") != 403
+    others = ("http://127.0.0.1:3000", "http://localhost:3000", "https://evil.example", "null")
+    assert [status(origin) for origin in others] == [403] * 4
 
 
 def test_cors_is_closed_but_to_those_named(tmp_path):

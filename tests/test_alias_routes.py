@@ -1,13 +1,10 @@
 """Aliases over HTTP, by the client's verbs and by the command, on a volume with finished runs."""
 
-import io
 import json
 
 import pytest
-import requests
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from requests.adapters import BaseAdapter
 from typer.testing import CliRunner
 
 import finetuner
@@ -24,26 +21,6 @@ from finetuner.http_messages import add_error_handlers
 from finetuner.run import Run
 from finetuner.run_store import RunStore
 from finetuner.wire import json_document
-
-
-class InProcess(BaseAdapter):
-    """Hands the requests of `requests` to an application."""
-
-    def __init__(self, http):
-        super().__init__()
-        self._http = http
-
-    def send(self, request, **_):
-        content = request.body if isinstance(request.body, bytes) else b""
-        found = self._http.request(
-            request.method, request.path_url, headers=dict(request.headers), content=content
-        )
-        response = requests.Response()
-        response.status_code, response.raw = found.status_code, io.BytesIO(found.content)
-        return response
-
-    def close(self):
-        pass
 
 
 @pytest.fixture
@@ -76,10 +53,8 @@ def http(call, finish_run):
 
 
 @pytest.fixture
-def server(http, monkeypatch):
-    client = Client("http://in-process")
-    client._session.mount("http://in-process", InProcess(http))
-    monkeypatch.setattr(alias_verbs, "_client", client)
+def server(http, connect):
+    connect(alias_verbs, http)
 
 
 def test_life_of_an_alias_over_http(http):

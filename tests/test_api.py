@@ -130,6 +130,28 @@ def test_every_argument_of_fit_is_a_field_of_the_request(server):
     assert fields - arguments == set()
 
 
+def test_check_takes_and_sends_what_fit_does(server):
+    assert [*inspect.signature(finetuner.check).parameters.items()] == [
+        *inspect.signature(finetuner.fit).parameters.items()
+    ]
+    bodies = []
+    arguments = {"experiment_name": "e", "hard_negatives": True, "dimensions": (8,), "epochs": 2}
+    for verb, answer in ((finetuner.fit, RECORD), (finetuner.check, {"problems": []})):
+        server.answer = answer
+        verb("m", [("a", 1)], callbacks=[EvaluationCallback(hold_out=0.2)], **arguments)
+        bodies.append(server.requests[-1])
+    (_, fit_path, _, fit_body), (_, check_path, _, check_body) = bodies
+    assert (fit_path, check_path) == ("/fit", "/check")
+    assert check_body == fit_body
+    assert orjson.loads(check_body)["callbacks"][0]["options"]["hold_out"] == 0.2
+    assert finetuner.check("m", "x.da") == {"problems": []}
+    assert finetuner.check.__doc__.startswith("Find all that :func:`fit` would refuse")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'epoch'"):
+        finetuner.check("m", "x.da", epoch=1)
+    with pytest.raises(ConfigError, match="public has no meaning on a server of your own"):
+        finetuner.check("m", "x.da", public=True)
+
+
 def test_fit_refuses_other_data_and_callbacks():
     with pytest.raises(ConfigError, match="data must be a stored name"):
         finetuner.fit("m", 5)

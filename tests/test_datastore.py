@@ -9,6 +9,7 @@ from docarray import Document, DocumentArray
 
 from finetuner.datastore import DataStore, summary_of
 from finetuner.errors import ConfigError, DataError, DataNotFoundError, TooLargeError
+from finetuner.pairs import read_rows
 
 DOCUMENTS = DocumentArray(
     [Document(id=f"d{i}", text=f"text {i}", tags={"finetuner_label": i % 2}) for i in range(5)]
@@ -76,13 +77,22 @@ def one_document(body):
     ("content", "message"),
     [
         (b"", "not a DocumentArray as `push` sends it"),
-        (DOCUMENTS.to_bytes(protocol="pickle-array"), "pickle and other formats are refused"),
-        (DOCUMENTS.to_bytes(protocol="pickle", compress="gzip"), "no gzipped protobuf"),
-        (stream()[:-1], "the upload ends within document 5"),
-        (stream() + b"x", "goes on behind its last document"),
+        # Random ids are within: names of tests must be the same each time.
+        pytest.param(
+            DOCUMENTS.to_bytes(protocol="pickle-array"),
+            "pickle and other formats are refused",
+            id="pickle",
+        ),
+        pytest.param(
+            DOCUMENTS.to_bytes(protocol="pickle", compress="gzip"),
+            "no gzipped protobuf",
+            id="gzipped pickle",
+        ),
+        pytest.param(stream()[:-1], "the upload ends within document 5", id="cut"),
+        pytest.param(stream() + b"x", "goes on behind its last document", id="longer"),
         (one_document(b"no gzip"), "document 1 of the upload is no gzipped protobuf"),
         (
-            one_document(gzip.compress(b"\xff" * 40)),
+            one_document(gzip.compress(b"\xff" * 40, mtime=0)),
             "document 1 of the upload is no gzipped protobuf",
         ),
     ],
@@ -137,3 +147,43 @@ def test_many_that_push_one_name_at_once(store):
     assert [push.result().n_documents for push in pushes] == lengths
     assert len(store.texts("a").texts) == store.get("a").n_documents
     assert len(list(store.documents_path("a").parents[1].iterdir())) == 2
+
+
+TEXTS = {
+    "labels": [{"text": "a", "label": "1"}, {"text": "b\n", "label": None}],
+    "ids": [{"text": "a", "label": "1", "id": "x"}, {"text": "b", "label": "2", "id": "y"}],
+    "pairs": [{"anchor": "a", "positive": "b"}],
+    "negatives": [
+        {"anchor": "a", "positive": "b", "negative": "c"},
+        {"anchor": "d", "positive": "e"},
+    ],
+    "scores": [{"sentence1": "a", "sentence2": "b", "score": 0.25}],
+}
+
+
+@pytest.mark.parametrize("rows", TEXTS.values(), ids=TEXTS)
+def test_texts_lie_as_if_their_documents_had_been_pushed(store, rows):
+    texts = read_rows(rows)
+    entry = store.put_texts("x", texts)
+    assert (entry.n_documents, entry) == (len(rows), store.get("x"))
+    content = store.documents_path("x").read_bytes()
+    documents = DocumentArray.load_binary(content, protocol="protobuf", compress="gzip")
+    pushed = store.put("y", io.BytesIO(stream(documents)))
+    assert (pushed.n_documents, pushed.size_bytes) == (entry.n_documents, entry.size_bytes)
+    assert store.texts("y") == store.texts("x")
+    without_ids = [
+        {name: value for name, value in row.items() if name != "id" or "id" in rows[0]}
+        for row in store.texts("x").rows()
+    ]
+    assert without_ids == rows
+
+
+def test_texts_get_ids_of_their_own(store):
+    store.put_texts("x", read_rows([("a", 1), ("b", 1)]))
+    assert len(set(store.texts("x").ids) - {None}) == 2
+
+
+def test_empty_texts_are_not_stored(store, tmp_path):
+    with pytest.raises(DataError, match="row 2 holds an empty text; leave it out"):
+        store.put_texts("x", read_rows([("a", 1), (" ", 1)]))
+    assert store.list() == []

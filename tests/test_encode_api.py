@@ -277,3 +277,39 @@ def test_aliases_are_among_the_models(two_runs):
         ("b", "run", True),
         ("prod", "alias", True),
     ]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "artifact", "error"),
+    [
+        ({"artifact": "two"}, "", "ArtifactNotFound"),
+        ({"digest": "00"}, "one", "DigestMismatchError"),
+        ({"prompt_name": "nope"}, "one", "ConfigError"),
+        ({"truncate": "error", "prompt": "apple " * 500}, "one", "DataError"),
+    ],
+)
+def test_a_failure_names_the_model_once_it_was_found(api, parameters, artifact, error):
+    with pytest.raises(Exception, match="."):
+        encode(api, ["x"], **parameters)
+    counted = f'{{artifact="{artifact}",outcome="{error}",role="answer"}} 1.0'
+    assert f"finetuner_encode_requests_total{counted}" in api.metrics()
+
+
+def test_a_deadline_is_counted_with_its_model(api, held):
+    with pytest.raises(DeadlineExceededError, match="not answered"):
+        encode(api, TEXTS, timeout_s=0.05)
+    assert 'artifact="one",outcome="DeadlineExceededError",role="answer"} 1.0' in api.metrics()
+
+
+def test_a_shadow_that_fails_is_counted_with_its_model(two_runs):
+    api, _ = two_runs
+    api.aliases.set({"name": "prod", "run": "a", "shadow": "b"})
+    encoder = api._cache.get("b").encoder
+    object.__setattr__(encoder, "embed", lambda inputs: 1 / 0)
+
+    async def ask():
+        await api.encode(TEXTS, EncodeParameters(artifact="prod"))
+        await asyncio.gather(*api._shadows)
+
+    asyncio.run(ask())
+    assert 'artifact="b",outcome="ZeroDivisionError",role="shadow"} 1.0' in api.metrics()

@@ -1,6 +1,7 @@
 """The encoders that a server keeps loaded."""
 
 import gc
+import math
 import os
 import threading
 import weakref
@@ -11,8 +12,11 @@ import pytest
 
 from finetuner import encoder_cache
 from finetuner.config import RunConfig
+from finetuner.encoder import torch_encoder
 from finetuner.encoder_cache import EncoderCache
 from finetuner.errors import ArtifactNotFound, ConfigError, CorruptedArtifact, RunInProgressError
+from finetuner.files import write_json
+from finetuner.models import load_model
 from finetuner.run_store import RunStore
 from finetuner.states import Status
 
@@ -203,3 +207,48 @@ def test_prompts(volume, tmp_path):
         ConfigError, match="has no prompt `qury`; did you mean `query`. it has: query"
     ):
         served.prompt("qury")
+
+
+@pytest.fixture
+def backbone(tmp_path, tiny_model_folder):
+    """The model that runs begin with, in the volume."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "tiny").symlink_to(tiny_model_folder)
+    return torch_encoder(load_model(tiny_model_folder))
+
+
+def test_what_a_run_began_with_is_kept_beside_it_and_counted(volume, tmp_path, backbone):
+    path = volume("a", seed=1).artifact_path
+    cache = EncoderCache(tmp_path)
+    tuned, untuned = cache.load(path), cache.load(path, untuned=True)
+    assert cache.load(path, untuned=True) is untuned
+    assert cache.loaded_from(path) is tuned
+    np.testing.assert_array_equal(untuned.encoder.encode(["x"]), backbone.encode(["x"]))
+    assert np.abs(tuned.encoder.encode(["x"]) - untuned.encoder.encode(["x"])).max() > 0.01
+    weights = load_model(tmp_path / "models" / "tiny").model.parameters()
+    expected = sum(4 * math.prod(weight.shape) for weight in weights)
+    assert cache.sizes() == {
+        str(path): path.stat().st_size,
+        f"{path} (untuned)": expected,
+    }
+
+
+def test_what_a_pinned_run_began_with_is_not_pinned(volume, tmp_path, backbone):
+    path = volume("a").artifact_path
+    cache = EncoderCache(tmp_path, max_bytes=1, pinned=lambda: [path])
+    cache.load(path), cache.load(path, untuned=True), cache.load(volume("b").artifact_path)
+    assert set(cache.sizes()) == {str(path), str(path).replace("/a", "/b")}
+
+
+def test_a_run_that_began_with_another(volume, tmp_path):
+    volume("first", seed=1)
+    second = volume("second", seed=2)
+    spec = second.spec()
+    spec["config"]["model_artifact"] = "first"
+    write_json(second.folder / "spec.json", spec)
+    cache = EncoderCache(tmp_path)
+    np.testing.assert_allclose(
+        cache.load(second.artifact_path, untuned=True).encoder.encode(["x"]),
+        cache.get("first").encoder.encode(["x"]),
+        atol=1e-6,
+    )

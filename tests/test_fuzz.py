@@ -31,8 +31,11 @@ from finetuner.flow_calls import admit, request_for
 from finetuner.hardening import harden_docarray
 from finetuner.http_api import build_app
 from finetuner.message_shape import ShapeLimits, check_shape
+from finetuner.request_check import check_request
 from finetuner.run_api import RunAPI
+from finetuner.run_summary import record_of
 from finetuner.schema import read
+from finetuner.space import Space
 from finetuner.submission import submit
 from finetuner.wire import (
     json_document,
@@ -46,7 +49,7 @@ from finetuner.wire import (
 pytestmark = pytest.mark.slow
 
 _SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))
-_N_TARGETS = 7
+_N_TARGETS = 8
 _EXAMPLES = 150
 # Generous: another process may hold the cores.
 _DEADLINE_MS = 5000
@@ -320,6 +323,14 @@ BODIES = {
         "val_split": 0.0,
         "callbacks": [{"name": "EvaluationCallback", "options": {"query_data": ROWS}}],
     },
+    "/check": {
+        "model": "tiny",
+        "train_data": [{"anchor": f"a{i}", "positive": f"b{i}"} for i in range(6)],
+        "loss": "MultipleNegativesRankingLoss",
+        "learning_rate": 1e-4,
+        "idempotency_key": "k",
+        "callbacks": [{"name": "EvaluationCallback", "options": {"hold_out": 0.4}}],
+    },
     "/encode": {"data": [{"text": "a"}], "parameters": {"artifact": "r", "dimensions": 2}},
     "/v1/embeddings": {"model": "r", "input": ["a", "b"], "encoding_format": "base64"},
     "/similarity": {"pairs": [["a", "b"]], "parameters": {"artifact": "r"}},
@@ -337,7 +348,9 @@ def client(tmp_path, tiny_model_folder):
     async def call(endpoint, documents, parameters):
         if endpoint == "/fit":
             run = submit(read_json_document(documents), tmp_path)
-            return json_document({"name": run.name})
+            return json_document({**record_of(run), "is_new": True})
+        if endpoint == "/check":
+            return json_document(check_request(read_json_document(documents), Space(tmp_path)))
         return json_document({"items": [{}], "text": "", "offset": 0, "ended": True})
 
     async def encode(request):
@@ -392,6 +405,22 @@ def test_forms(client):
         _post(client, path, changed(b"".join(parts), edits), headers)
 
     fuzz(st.tuples(paths, _edits), check)
+
+
+def test_csvs(client):
+    contents = (
+        'text,label\n"a, b",1\nc,1.0\n\nü,2\n',
+        "anchor;positive;negative\na;b;c\nd;e;\n",
+        "sentence1\tsentence2\tscore\na\tb\t0.5\n",
+    )
+    headers = {"content-type": "text/csv"}
+
+    def check(example):
+        content, edits = example
+        answer = client.put("/data/x", content=changed(content.encode(), edits), headers=headers)
+        assert answer.status_code in (201, 413, 422), answer.text
+
+    fuzz(st.tuples(st.sampled_from(contents), _edits), check)
 
 
 def test_addresses(client):

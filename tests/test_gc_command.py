@@ -104,13 +104,13 @@ def test_whole_runs_go_only_with_yes(gc, tmp_path, run):
 
 @pytest.mark.parametrize("age", ["30", "d", "-1d", "1 d", "30days", ""])
 def test_an_age_without_a_unit_is_refused(gc, age):
-    result = gc(f"--runs-older-than={age}", exit_code=1)
+    result = gc(f"--runs-older-than={age}", exit_code=2)
     assert "--runs-older-than must be a number with a unit (s, m, h, d, w)" in result.stderr
     assert f"got `{age}`" in result.stderr
 
 
 def test_a_workspace_that_is_not_there_is_refused(gc, tmp_path):
-    result = gc("--workspace", str(tmp_path / "other"), exit_code=1)
+    result = gc("--workspace", str(tmp_path / "other"), exit_code=2)
     assert "there is no workspace" in result.stderr
     assert not (tmp_path / "other").exists()
 

@@ -58,11 +58,20 @@ def test_a_key_comes_as_header_or_as_field(client, executors, field, header, sen
     assert executors.documents == [{"model": "m", "idempotency_key": sent}]
 
 
-def test_two_keys_are_refused(client):
+@pytest.mark.parametrize("path", ["/fit", "/check"])
+def test_two_keys_are_refused(client, path):
     body = {"model": "m", "idempotency_key": "a"}
-    answer = client.post("/fit", json=body, headers={"Idempotency-Key": "b"})
+    answer = client.post(path, json=body, headers={"Idempotency-Key": "b"})
     assert (answer.status_code, answer.json()["error"]) == (422, "ConfigError")
     assert "Idempotency-Key and the field idempotency_key differ" in answer.json()["detail"]
+
+
+def test_check_sends_what_fit_would(client, executors):
+    answer = {"problems": [{"field": "model", "message": "no model `m`"}]}
+    executors.answers = {"/check": [answer]}
+    found = client.post("/check", json={"model": "m"}, headers={"Idempotency-Key": "k"})
+    assert (found.status_code, found.json()) == (200, answer)
+    assert executors.documents == [{"model": "m", "idempotency_key": "k"}]
 
 
 @pytest.mark.parametrize("value", ["false", "0", "FALSE"])
@@ -92,6 +101,9 @@ def test_log_that_is_not_followed(client, executors, value):
         ("PUT", "/experiments/e?x=1", "unknown query field `x`"),
         ("DELETE", "/experiments/e?x=1", "unknown query field `x`"),
         ("POST", "/fit?epochs=1", "unknown query field `epochs`"),
+        ("POST", "/check?epochs=1", "unknown query field `epochs`"),
+        ("PUT", "/data/d?x=1", "unknown query field `x`"),
+        ("DELETE", "/data/d?x=1", "unknown query field `x`"),
         ("POST", "/encode?artifact=a", "unknown query field `artifact`"),
         ("GET", "/data?x=1", "unknown query field `x`"),
         ("GET", "/data/d?x=1", "unknown query field `x`"),

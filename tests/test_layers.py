@@ -20,6 +20,7 @@ ORDER = (
         "names",
         "callback",
         "config",
+        "config_problems",
         "metrics",
         "files",
         "file_cache",
@@ -36,6 +37,8 @@ ORDER = (
         "gatekeeper",
         "data",
         "pairs",
+        "hold_out",
+        "data_report",
         "csv_file",
         "zip_reader",
         "message_shape",
@@ -60,17 +63,21 @@ ORDER = (
     *("trainer", "training", "artifact", "onnx_export", "backends", "encoder", "batcher"),
     *("search", "projection", "evaluation", "quantization", "verdict", "states"),
     *("run_metrics", "runs", "run_summary"),
-    *("identity", "run_keys", "run_index", "run_store", "resubmission", "space"),
+    *("identity", "run_keys", "run_index", "run_store", "starting_model", "resubmission", "space"),
     *("aliases", "targets", "alias_store", "alias_api", "retention"),
-    *("encoder_cache", "serving_metrics", "encode_parameters", "watchdog", "encode_api"),
-    *("loggers", "monitoring", "submission"),
+    *("encoder_cache", "serving_metrics", "encode_parameters", "watchdog", "text_index"),
+    *("search_api", "encode_api"),
+    *("run_data", "loggers", "monitoring", "submission", "request_check"),
     *("run_map", "run_evaluation", "publishing", "pace", "run_progress"),
     *("stopping", "worklog", "job", "worker"),
     *("run_queue", "silence", "interruption", "gpus", "worker_process", "supervisor"),
     "run_api",
 )
 # What `import finetuner` loads: at module level only a few light modules of the core.
-CLIENT = ("__init__", "alias_verbs", "api", "client", "experiment", "follow", "inference", "run")
+CLIENT = (
+    *("__init__", "alias_verbs", "api", "check_verb", "client", "data_verbs", "experiment"),
+    *("follow", "inference", "run"),
+)
 LIGHT = (
     *(
         "errors",
@@ -87,11 +94,15 @@ LIGHT = (
 )
 # The edge: the gateway, the service and the command line.
 EDGE = (
-    *("alias_command", "alias_routes", "cli", "encode_routes", "flow_calls", "http_api"),
+    *("alias_command", "alias_routes", "cli", "data_command", "data_routes"),
+    *("encode_routes", "flow_calls", "http_api"),
     *("http_messages", "http_metrics", "hub_routes", "openai_routes", "openapi"),
     *("availability", "connections", "direct", "gc_command", "overload", "parts", "serve"),
-    *("log_tail", "stream_routes"),
-    *("grpc_access", "http_access", "token_command"),
+    *("log_tail", "log_format", "request_log", "page_routes", "search_routes", "stream_routes"),
+    *("grpc_access", "http_access", "serve_command", "token_command"),
+    *("checkup", "machine_checks", "service_checks", "doctor_command"),
+    *("command_errors", "exit_codes", "encode_command", "vector_files"),
+    *("fit_command", "named_run", "run_command", "run_wait", "run_tables"),
 )
 
 _MODULES = sorted(path.relative_to(_PACKAGE).as_posix()[:-3] for path in _PACKAGE.rglob("*.py"))

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 from finetuner.config import RunConfig
@@ -9,11 +11,12 @@ from finetuner.errors import (
     RunExistsError,
     RunNotFoundError,
     RunPreparingError,
+    UnavailableError,
 )
 from finetuner.run_api import RunAPI
 from finetuner.run_metrics import append_metrics
 from finetuner.run_store import RunStore
-from finetuner.runs import STEPS_FILE
+from finetuner.runs import STEPS_FILE, Run
 from finetuner.states import Actor, Status
 from finetuner.supervisor import Supervisor
 
@@ -74,6 +77,15 @@ def test_fit_respects_the_quota(tmp_path, tiny_model_folder):
     api = RunAPI(tmp_path, Supervisor(tmp_path), quota_bytes=1000)
     with pytest.raises(InsufficientSpaceError, match=r"run `new` needs about .* quota of 1\.0 kB"):
         api.fit({**FIT, "model": str(tiny_model_folder)})
+
+
+def test_check_answers_for_fit_and_makes_nothing(api, tmp_path, tiny_model_folder):
+    body = {**FIT, "model": str(tiny_model_folder)}
+    before = sorted(tmp_path.rglob("*"))
+    assert api.check(body)["problems"] == []
+    (problem,) = api.check({**body, "epochs": -1})["problems"]
+    assert problem == {"field": "epochs", "message": "epochs must be from 0 to 1000, got -1"}
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_metrics_are_there_while_the_run_trains(api, run):
@@ -150,6 +162,36 @@ def test_a_damaged_run_does_not_break_the_list(api, run, tmp_path, monkeypatch, 
     (damaged.folder / "spec.json").write_bytes(b"\0" * 100)
     assert [item["name"] for item in api.runs({})["items"]] == ["one"]
     assert "spec.json of run `damaged`" in caplog.text
+
+
+@pytest.mark.parametrize("returns", [False, True])
+def test_a_volume_that_goes_away_during_a_deletion_is_no_deletion(
+    api, run, tmp_path, monkeypatch, returns
+):
+    ask_to_cancel = Run.ask_to_cancel
+
+    def away(self):
+        (tmp_path / "runs").rename(tmp_path / "elsewhere")
+        try:
+            ask_to_cancel(self)
+        finally:
+            if returns:
+                (tmp_path / "elsewhere").rename(tmp_path / "runs")
+
+    monkeypatch.setattr(Run, "ask_to_cancel", away)
+    with pytest.raises(UnavailableError, match="the volume (is|was) away"):
+        api.delete(NAME)
+
+
+def test_deleting_what_another_request_deletes_meanwhile_is_done(api, run, monkeypatch):
+    ask_to_cancel = Run.ask_to_cancel
+
+    def quicker(self):
+        shutil.rmtree(self.folder)
+        ask_to_cancel(self)
+
+    monkeypatch.setattr(Run, "ask_to_cancel", quicker)
+    assert [item["name"] for item in api.delete(NAME)["items"]] == ["one"]
 
 
 def test_the_map_of_a_run(api, run):

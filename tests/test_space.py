@@ -297,3 +297,13 @@ def test_uploads_respect_the_quota(upload, tmp_path):
         DataStore(tmp_path).get("x.da")
     assert upload(100_000).status_code == 200
     assert DataStore(tmp_path).get("x.da").n_documents == 1
+
+
+def test_free_bytes_are_the_disks_or_what_the_quota_leaves(tmp_path, monkeypatch):
+    (tmp_path / "x").write_bytes(b"1234567")
+    free = shutil.disk_usage(tmp_path).free
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    assert Space(tmp_path).free_bytes() == Space(tmp_path / "none").free_bytes() == free
+    assert Space(tmp_path, quota_bytes=10).free_bytes() == 3
+    assert Space(tmp_path, quota_bytes=5).free_bytes() == 0
+    assert Space(tmp_path, quota_bytes=2 * free).free_bytes() == free

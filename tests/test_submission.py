@@ -9,11 +9,13 @@ from finetuner.errors import (
     DataError,
     DataNotFoundError,
     ModelNotFoundError,
+    RunExistsError,
     RunFailedError,
     RunInProgressError,
 )
 from finetuner.models import ModelOptions, load_model, save_model
 from finetuner.pairs import read_data
+from finetuner.run_evaluation import RunEvaluations
 from finetuner.run_store import RunStore
 from finetuner.states import Actor, Status
 from finetuner.submission import submit
@@ -179,6 +181,44 @@ def test_evaluation_data_may_be_pairs(workspace):
             {"callbacks": [*evaluated(**QUERIES), *evaluated(**QUERIES)]},
             ConfigError,
             "a different `caption` each",
+        ),
+        (
+            {"callbacks": evaluated()},
+            ConfigError,
+            "an EvaluationCallback needs query_data, or hold_out, the share of the training data",
+        ),
+        (
+            {"callbacks": evaluated(hold_out=0.2)},
+            DataError,
+            "hold_out=0.2 leaves too little to train on: training needs a label with at least two texts; "
+            "found 2 different texts with 2 labels, 0 of them .*Hold out less, give more data",
+        ),
+        ({"callbacks": evaluated(hold_out=0)}, ConfigError, "above 0 and at most 0.9, got 0"),
+        ({"callbacks": evaluated(hold_out=1)}, ConfigError, "above 0 and at most 0.9, got 1"),
+        (
+            {"callbacks": evaluated(hold_out=0.2, **QUERIES)},
+            ConfigError,
+            "takes queries and index from the training data: leave query_data and index_data out",
+        ),
+        (
+            {"callbacks": evaluated(hold_out=0.2, index_data=QUERIES["index_data"])},
+            ConfigError,
+            "takes queries and index from the training data: leave query_data and index_data out",
+        ),
+        (
+            {"callbacks": evaluated(hold_out=0.2, exclude_self=False)},
+            ConfigError,
+            "with exclude_self=False each finds itself first: leave exclude_self out",
+        ),
+        (
+            {
+                "callbacks": [
+                    *evaluated(hold_out=0.2, caption="a"),
+                    *evaluated(hold_out=0.2, caption="b"),
+                ]
+            },
+            ConfigError,
+            "a run holds training data out once; give the other EvaluationCallbacks query_data",
         ),
     ],
 )
@@ -420,3 +460,94 @@ def test_gpu_can_be_demanded(workspace, monkeypatch):
         submit(request(device="cuda"), workspace, allow_cpu_fallback=False)
 
     assert submit(request(device="cpu"), workspace, allow_cpu_fallback=False).name == "one"
+
+
+MANY_ROWS = [[f"text {i} of label {label}", label] for label in "abcdefghijkl" for i in range(4)]
+MANY_PAIRS = [
+    {"anchor": f"a {i} of {n}", "positive": f"p {i} of {n}"} for n in range(9) for i in range(2)
+]
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "counts", "line"),
+    [
+        (
+            MANY_ROWS,
+            {},
+            (40, 8, None),
+            "Held out: 8 queries of 2 labels, searched among themselves (hold_out=0.2)",
+        ),
+        (
+            MORE_ROWS,
+            {},
+            (26, 6, 26),
+            "Held out: 6 queries of 6 labels, searched among 26 others (hold_out=0.2)",
+        ),
+        (
+            MANY_PAIRS,
+            {"loss": "MultipleNegativesRankingLoss"},
+            (14, 4, 4),
+            "Held out: 4 queries of 4 labels, searched among 4 others (hold_out=0.2)",
+        ),
+        (MANY_PAIRS, {"loss": "SupConLoss", "val_split": 0.2}, (14, 4, 4), "4 queries of 4 labels"),
+    ],
+)
+def test_held_out_texts_lie_with_the_evaluation_and_not_with_the_training(
+    workspace, caplog, rows, changes, counts, line
+):
+    body = request(train_data=rows, callbacks=evaluated(hold_out=0.2), device="cpu", **changes)
+    run = submit(body, workspace)
+    data = run.folder / "data"
+    query, index = (data / f"evaluation-0-{role}.jsonl" for role in ("query", "index"))
+    found = (
+        len(read_data(data / "train.jsonl")),
+        len(read_jsonl(query)),
+        len(read_jsonl(index)) if index.exists() else None,
+    )
+    assert found == counts
+    config = run.spec()["config"]
+    assert config["callbacks"][0]["options"] == {"hold_out": 0.2}
+    assert config["train_data"] == f"{len(rows)} rows"
+    with caplog.at_level("INFO"):
+        RunEvaluations.read(run, run.config())
+    assert [line in text for text in caplog.messages] == [True]
+
+
+def test_val_split_is_of_what_is_not_held_out(workspace):
+    """Nine of twelve labels are held out; of the three left two are for the validation."""
+    held = evaluated(hold_out=0.75)
+    submit(request(train_data=MANY_ROWS, callbacks=None, val_split=0.5), workspace)
+    submit(request(train_data=MANY_ROWS, callbacks=held, run_name="two"), workspace)
+    with pytest.raises(DataError, match="val_split=0.5 leaves 4 texts with 1 labels to train on"):
+        submit(request(train_data=MANY_ROWS, callbacks=held, val_split=0.5), workspace)
+
+
+def test_evaluations_with_data_of_their_own_keep_their_places(workspace):
+    callbacks = [
+        *evaluated(**QUERIES, caption="own"),
+        {"name": "WiSEFTCallback"},
+        *evaluated(hold_out=0.2, caption="held"),
+    ]
+    run = submit(request(train_data=MANY_ROWS, callbacks=callbacks), workspace)
+    names = sorted(path.name for path in (run.folder / "data").iterdir())
+    assert names == [
+        *("evaluation-0-index.jsonl", "evaluation-0-query.jsonl"),
+        *("evaluation-1-query.jsonl", "train.jsonl"),
+    ]
+
+
+def test_a_request_that_holds_out_is_known_again(workspace):
+    def body(**changes):
+        share = changes.pop("hold_out", 0.2)
+        callbacks = evaluated(hold_out=share)
+        return request(train_data=MANY_ROWS, callbacks=callbacks, device="cpu", **changes)
+
+    run = submit(body(), workspace)
+    assert submit(body(), workspace) == run
+    with pytest.raises(RunExistsError) as refusal:
+        submit(body(seed=1), workspace)
+    lines = [line.strip() for line in str(refusal.value).splitlines()]
+    assert lines[1:3] == ["seed: 0 → 1", "evaluation-0-query: other texts"]
+    assert lines[3] == "train_data, without what is held out: other texts"
+    with pytest.raises(RunExistsError, match=r"callbacks\[0\].hold_out: 0.2 → 0.3"):
+        submit(body(hold_out=0.3), workspace)

@@ -15,7 +15,9 @@ from finetuner.direct import DirectServer, socket_name, sockets_folder
 from finetuner.encode_api import EncodeAPI
 from finetuner.encode_parameters import EncodeParameters, TextParameters
 from finetuner.hardening import harden_docarray
+from finetuner.log_format import set_up_logs
 from finetuner.schema import convert, read
+from finetuner.search_api import SearchParameters
 from finetuner.wire import (
     PACKED_TEXTS,
     holds,
@@ -58,6 +60,7 @@ class EncoderExecutor(Executor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        set_up_logs()
         harden_docarray()
         unknown_arguments(self, kwargs)
         # A request has few texts: to spread them over threads costs more than it gains.
@@ -120,6 +123,19 @@ class EncoderExecutor(Executor):
         texts, given = read_request(docs, parameters)
         asked = read(TextParameters, given, "parameters")
         return json_document(await self._api.tokenize(texts, asked))
+
+    @requests(on="/search")
+    async def search(
+        self, docs: DocumentArray, parameters: dict[str, Any], **_: Any
+    ) -> DocumentArray:
+        """Return the texts of an index nearest to a query, or how far the index is, as one JSON document.
+
+        :param docs: One text, as :meth:`encode` takes it.
+        :param parameters: Those of :class:`finetuner.search_api.SearchParameters`.
+        """
+        texts, given = read_request(docs, parameters)
+        asked = read(SearchParameters, given, "parameters")
+        return json_document(await self._api.search.search(texts, asked))
 
     @requests(on="/ready")
     async def ready(self, **_: Any) -> DocumentArray:

@@ -8,9 +8,10 @@ from docarray import DocumentArray
 from jina import Executor, requests
 
 from finetuner.config import workspace_dir as resolve_workspace
-from finetuner.errors import MalformedRequestError
+from finetuner.errors import MalformedRequestError, NotFoundError
 from finetuner.files import volume_trouble
 from finetuner.hardening import harden_docarray
+from finetuner.log_format import set_up_logs
 from finetuner.run_api import RunAPI
 from finetuner.space import quota_of
 from finetuner.supervisor import Supervisor
@@ -68,6 +69,7 @@ class FinetunerExecutor(Executor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        set_up_logs()
         harden_docarray()
         unknown_arguments(self, kwargs)
         workspace = resolve_workspace(workspace_dir)
@@ -94,13 +96,26 @@ class FinetunerExecutor(Executor):
         :param docs: Labelled training documents, or the whole request as one JSON document.
         :param parameters: The fields of ``finetuner.fit``, beside labelled documents.
         """
-        if holds(docs, JSON):
-            request = read_json_document(docs)
-            if not isinstance(request, dict):
-                raise MalformedRequestError("the document's text must be a JSON object")
-        else:
-            request = self._api.request_of(docs, own_parameters(parameters))
-        return await self._answer(RunAPI.fit, request)
+        return await self._answer(RunAPI.fit, self._request(docs, parameters))
+
+    @requests(on="/check")
+    async def check(
+        self, docs: DocumentArray, parameters: dict[str, Any], **_: Any
+    ) -> DocumentArray:
+        """Find what `/fit` would refuse, and start nothing.
+
+        :param docs: As of ``/fit``.
+        :param parameters: As of ``/fit``.
+        """
+        return await self._answer(RunAPI.check, self._request(docs, parameters))
+
+    def _request(self, docs: DocumentArray, parameters: dict[str, Any]) -> dict[str, Any]:
+        if not holds(docs, JSON):
+            return self._api.request_of(docs, own_parameters(parameters))
+        request = read_json_document(docs)
+        if not isinstance(request, dict):
+            raise MalformedRequestError("the document's text must be a JSON object")
+        return request
 
     async def _answer(
         self, method: Callable[[RunAPI, dict[str, Any]], Any], parameters: dict[str, Any]
@@ -109,6 +124,9 @@ class FinetunerExecutor(Executor):
         parameters = own_parameters(parameters)
         try:
             return json_document(await asyncio.to_thread(method, self._api, parameters))
+        except NotFoundError:
+            self._api.check_there()  # a volume that has just gone away takes all that is asked for with it
+            raise
         except OSError as exc:
             trouble = volume_trouble(exc)
             if trouble is None:

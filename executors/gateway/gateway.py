@@ -34,6 +34,7 @@ from finetuner.gatekeeper import Gatekeeper
 from finetuner.grpc_access import GuardedCall, guard
 from finetuner.hardening import harden_docarray
 from finetuner.http_api import build_app
+from finetuner.log_format import LogFormat, chosen_format, set_up_logs
 from finetuner.space import quota_of
 from finetuner.wire import request_document
 
@@ -212,6 +213,8 @@ class HTTPServer(FastAPIBaseGateway):
         super().__init__(**kwargs)
         # There is no WebSocket here.
         self.uvicorn_kwargs |= {"http": BoundedProtocol, "ws": "none"}
+        if chosen_format() is LogFormat.JSON:
+            self.uvicorn_kwargs["log_config"] = None  # its lines go our way then
         self._build = partial(
             build_app,
             workspace=workspace,
@@ -250,6 +253,7 @@ class Gateway(CompositeBaseServer, BaseGateway):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        set_up_logs()
         harden_docarray()
         allow_many_files()
         workspace = resolve_workspace(workspace_dir)

@@ -59,6 +59,27 @@ def test_runs_and_their_views_are_those_of_http(server, client, finished_run):
     assert experiments == server.get("/experiments").json()
 
 
+def test_check_finds_what_it_finds_over_http(server, client):
+    documents = DocumentArray(
+        [Document(text=text, tags={"finetuner_label": label}) for text, label in LABELLED]
+    )
+    parameters = {"model": "tiny", "run_name": "over-grpc", "epochs": -1, "optimizer": "Adm"}
+    parameters |= {"device": "cpu", "callbacks": [{"name": "None"}]}
+    found = answer_of(client.post("/check", documents, parameters=parameters))
+    rows = [{"text": d.text, "label": d.tags["finetuner_label"]} for d in documents]
+    over_http = server.post("/check", json={**parameters, "train_data": rows}).json()
+    for answer in (found, over_http):
+        del answer["free_bytes"], answer["size_bytes"]  # ids are longer, the disk is others' too
+    assert found == over_http
+    fields = [problem["field"] for problem in found["problems"]]
+    assert fields == ["callbacks[0]", "epochs", "optimizer"]
+    del parameters["callbacks"]
+    parameters |= {"epochs": 1, "optimizer": "Adam"}
+    found = answer_of(client.post("/check", documents, parameters=parameters))
+    assert (found["problems"], found["config"]["epochs"]) == ([], 1)
+    assert server.get("/runs/over-grpc").status_code == 404
+
+
 def test_life_of_a_run(server, client):
     documents = DocumentArray(
         [Document(text=text, tags={"finetuner_label": label}) for text, label in LABELLED]

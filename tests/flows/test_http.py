@@ -153,6 +153,26 @@ def test_data_pushed_again_are_seen_though_docarray_caches(server, monkeypatch, 
     DocumentArray.cloud_delete("x.da")
 
 
+def test_a_csv_becomes_stored_data_that_a_run_is_given_and_evaluated_with(server, tmp_path):
+    content = "text,label\n" + "".join(f"{text},{label}\n" for text, label in ROWS)
+    answer = server.put("/data/me/x", data=content, headers={"Content-Type": "text/csv"})
+    assert (answer.status_code, answer.json()["n_documents"]) == (201, len(ROWS))
+    pulled = DocumentArray.pull("me/x", local_cache=False)
+    assert [[d.text, d.tags["finetuner_label"]] for d in pulled] == ROWS
+    callbacks = [EvaluationCallback(hold_out=0.3)]
+    settings = {"run_name": "held", "epochs": 1, "device": "cpu", "callbacks": callbacks}
+    found = finetuner.check("tiny", "me/x", **settings)
+    assert (found["problems"], found["train_data"]["n_texts"]) == ([], len(ROWS))
+    assert found["evaluation"] == {"n_queries": 5, "n_index": 13, "n_labels": 5}
+    run = finetuner.fit("tiny", "me/x", **settings)
+    assert finetuner.delete_data("me/x") == answer.json()
+    assert server.wait_until_ended("held")["status"] == "FINISHED"
+    assert "Held out: 5 queries of 5 labels, searched among 13 others (hold_out=0.3)" in run.logs()
+    assert "13 texts with 6 labels" in run.logs()
+    assert sorted(run.metrics()) == ["after", "before"]
+    finetuner.delete_run("held")
+
+
 def test_failed_run_tells_why_and_the_next_one_works(server, tiny_model_folder):
     broken = server.workspace / "models" / "broken"
     shutil.copytree(tiny_model_folder, broken)

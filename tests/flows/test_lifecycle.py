@@ -198,7 +198,7 @@ def test_taken_port_is_named(workspace):
             text=True,
             timeout=60,
         )
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert f"cannot listen at 127.0.0.1:{port}" in result.stderr.replace("\n", " ")
 
 

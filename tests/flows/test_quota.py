@@ -40,5 +40,7 @@ def test_runs_and_uploads_beyond_the_quota_are_refused(
         Client(port=server.grpc_port).post("/fit", documents, parameters=parameters)
     with pytest.raises(Exception, match="the upload `x.da` needs about"):
         documents.push("x.da")
+    with pytest.raises(InsufficientSpaceError, match="^the upload `x` needs about"):
+        finetuner.push_data("x", ROWS)
     assert server.get("/runs").json()["items"] == []
     assert server.get("/data").json()["items"] == []

@@ -146,6 +146,10 @@ def test_no_name_leaves_the_volume(secured, name):
         ("/fit", {"model": "tiny", "train_data": ROWS, "experiment_name": name}),
         ("/fit", {"model": "tiny", "train_data": name}),
         ("/fit", {"model": "tiny", "train_data": ROWS, "model_artifact": name}),
+        *(
+            ("/search", {"data": ["a"], "parameters": {"artifact": "finished", field: name}})
+            for field in ("artifact", "index_run", "index_data")
+        ),
         ("/fit", {"model": name, "train_data": ROWS}),
         ("/encode", {"data": ["a"], "parameters": {"artifact": name}}),
         ("/v1/embeddings", {"input": "a", "model": name}),
@@ -422,7 +426,7 @@ def serve(workspace, *options):
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1"])
 def test_no_other_address_without_a_token(tmp_path, host):
     refused = serve(tmp_path, "--host", host)
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert f"others can reach {host}" in refused.stderr
     assert "`finetuner token create laptop --scope admin --workspace" in refused.stderr
     assert "Traceback" not in refused.stderr
@@ -452,7 +456,7 @@ def changed_flow(tmp_path, change):
 def test_an_executor_that_others_can_reach_is_refused(tmp_path):
     path = changed_flow(tmp_path, lambda flow: flow["executors"][0].pop("host"))
     refused = serve(tmp_path / "volume", "--flow", str(path))
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "the executor `finetuner` of the Flow would listen at 0.0.0.0" in refused.stderr
     assert "write `host: 127.0.0.1`" in refused.stderr.replace("\n", " ")
 

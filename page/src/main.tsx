@@ -1,0 +1,122 @@
+// The frame of the page: where to go, what is wrong with the connection, and the view that is open.
+import { signal } from "@preact/signals";
+import { type ComponentType, render } from "preact";
+import { useEffect, useState } from "preact/hooks";
+import { isAway, needsToken, setToken, token } from "./api";
+import { Dialog, ErrorNote, Loading } from "./parts/basics";
+import { type Route, route, to } from "./route";
+import "./style.css";
+import "./tools.css";
+import "uplot/dist/uPlot.min.css"; // here, since the styles of a part that is loaded later would not come with it
+import { theme, type Theme } from "./theme";
+
+type View = ComponentType<{ route: Route }>;
+
+/** A view is loaded when it is first opened; its first part of the address chooses it. */
+const VIEWS: Record<string, { title: string; load: () => Promise<{ default: View }> }> = {
+  runs: { title: "Runs", load: () => import("./views/runs") },
+  run: { title: "Run", load: () => import("./views/run") },
+  compare: { title: "Compare runs", load: () => import("./views/compare") },
+  new: { title: "New run", load: () => import("./views/new_run") },
+  try: { title: "Try it", load: () => import("./views/try_it") },
+  serving: { title: "Serving", load: () => import("./views/serving") },
+};
+
+const LINKS = ["runs", "new", "try", "serving"];
+const loaded = signal<Record<string, View>>({});
+const THEMES: Theme[] = ["auto", "light", "dark"];
+
+/** Below a run's experiment and name, the list is left. */
+function viewOf(parts: string[]): string {
+  return parts[0] === "runs" && parts.length > 2 ? "run" : parts[0] ?? "runs";
+}
+
+function Page() {
+  const name = viewOf(route.value.parts);
+  const view = VIEWS[name];
+  const title = name === "run" ? route.value.parts[2] : view?.title;
+  const [failed, setFailed] = useState<Error | null>(null);
+  useEffect(() => {
+    document.title = title ? `${title} · Finetuner` : "Finetuner";
+  }, [title]);
+  useEffect(() => {
+    setFailed(null);
+    if (!view || loaded.value[name]) return;
+    view
+      .load()
+      .then((module) => (loaded.value = { ...loaded.value, [name]: module.default }))
+      .catch(() => setFailed(new Error("This part of the page did not come. Is the service there?")));
+  }, [name]);
+  const Open = loaded.value[name];
+  return (
+    <>
+      <a class="skip" href="#main" onClick={skip}>Skip to the content</a>
+      <Head open={name} />
+      {isAway.value && (
+        <div class="away" role="status">The service does not answer. Trying again; what is shown may be old.</div>
+      )}
+      <main id="main" tabIndex={-1}>
+        {!view && <ErrorNote error={new Error("There is no such page here.")} />}
+        {failed && <ErrorNote error={failed} onRetry={() => location.reload()} />}
+        {view && !failed && (Open ? <Open route={route.value} /> : <Loading />)}
+      </main>
+      {needsToken.value && <TokenDialog />}
+    </>
+  );
+}
+
+function skip(event: Event) {
+  event.preventDefault(); // the address belongs to the views
+  document.getElementById("main")?.focus();
+}
+
+function Head({ open }: { open: string }) {
+  const next = THEMES[(THEMES.indexOf(theme.value) + 1) % THEMES.length]!;
+  return (
+    <header class="head">
+      <a class="brand" href={to(["runs"])}>Finetuner</a>
+      <nav aria-label="Parts of the page">
+        {LINKS.map((name) => (
+          <a href={to([name])} aria-current={open === name || (open === "run" && name === "runs") ? "page" : undefined}>{VIEWS[name]!.title}</a>
+        ))}
+      </nav>
+      <div class="head-end">
+        {token.value && (
+          <button type="button" class="plain" onClick={() => (setToken(""), (needsToken.value = true))}>
+            Sign out
+          </button>
+        )}
+        <button type="button" class="plain" onClick={() => (theme.value = next)} aria-label={`Colours: ${theme.value}. Change to ${next}`}>
+          {{ auto: "◐", light: "☀", dark: "☾" }[theme.value]}
+        </button>
+      </div>
+    </header>
+  );
+}
+
+function TokenDialog() {
+  const [value, setValue] = useState("");
+  const submit = (event: Event) => {
+    event.preventDefault();
+    setToken(value.trim());
+  };
+  return (
+    <Dialog title="This service asks for a token" onClose={() => (needsToken.value = false)}>
+      <form onSubmit={submit}>
+        <p>
+          Whoever runs it makes one with <code>finetuner token create NAME --scope admin</code>. It is kept until
+          this tab is closed.
+        </p>
+        <label>
+          Token
+          <input type="password" autocomplete="off" autofocus value={value} onInput={(e) => setValue(e.currentTarget.value)} />
+        </label>
+        <div class="actions">
+          <button type="submit" class="primary" disabled={!value.trim()}>Go on</button>
+        </div>
+      </form>
+    </Dialog>
+  );
+}
+
+render(<Page />, document.getElementById("page")!);

@@ -1,0 +1,149 @@
+// Curves, drawn by uPlot; the same numbers stand in a table for those who do not see them.
+import { useEffect, useRef } from "preact/hooks";
+import uPlot from "uplot";
+import { number } from "../format";
+import { colour, isDark, seriesColours } from "../theme";
+
+export interface Curve {
+  label: string;
+  /** *Shape:* one number a point, ascending. */
+  x: number[];
+  y: (number | null)[];
+  /** Place in the order of colours; that of the curve when left out. */
+  colour?: number;
+  isDashed?: boolean;
+  /** Drawn thin and pale, behind what is made of it. */
+  isFaint?: boolean;
+  showsPoints?: boolean;
+}
+
+export interface ChartOptions {
+  curves: Curve[];
+  xLabel: string;
+  yLabel: string;
+  height?: number;
+  /** Bounds of the vertical axis; those of the curves when left out. */
+  yRange?: [number, number];
+  digits?: number;
+  /** Without the values under the cursor, for a small one of many. */
+  isPlain?: boolean;
+  /** Whether the horizontal axis counts, such as epochs. */
+  countsX?: boolean;
+}
+
+const WHOLE_STEPS = [1, 2, 5].flatMap((step) => [1, 10, 100, 1000, 10_000, 100_000].map((ten) => step * ten)).sort((a, b) => a - b);
+const ROWS_IN_TABLE = 200;
+
+/** Curves over one axis; dragging zooms in, a double click out. */
+export function Chart({ curves, xLabel, yLabel, height = 240, yRange, digits = 4, isPlain, countsX }: ChartOptions) {
+  const frame = useRef<HTMLDivElement>(null);
+  const plot = useRef<uPlot | null>(null);
+  const shape = JSON.stringify([curves.map((c) => [c.label, c.colour, c.isDashed]), xLabel, yLabel, yRange, isDark.value]);
+  useEffect(() => {
+    const element = frame.current!;
+    plot.current = new uPlot(
+      settings({ curves, xLabel, yLabel, height, yRange, digits, isPlain, countsX }, element.clientWidth),
+      joined(curves),
+      element,
+    );
+    const observer = new ResizeObserver(() =>
+      plot.current?.setSize({ width: Math.max(160, element.clientWidth), height }),
+    );
+    observer.observe(element);
+    return () => {
+      observer.disconnect();
+      plot.current?.destroy();
+      plot.current = null;
+    };
+  }, [shape, height]);
+  useEffect(() => plot.current?.setData(joined(curves)), [curves]);
+  return (
+    <figure class="chart">
+      <div ref={frame} role="img" aria-label={`${yLabel} by ${xLabel}: ${curves.map(summary).join("; ")}`} />
+      <details>
+        <summary>{yLabel} as a table</summary>
+        <CurveTable curves={curves} xLabel={xLabel} digits={digits} />
+      </details>
+    </figure>
+  );
+}
+
+function summary(curve: Curve): string {
+  const known = curve.y.filter((value): value is number => value !== null);
+  if (!known.length) return `${curve.label}: nothing yet`;
+  return `${curve.label}: from ${number(known[0])} to ${number(known.at(-1))}`;
+}
+
+/** Return the curves over the x of all, as uPlot takes them. */
+function joined(curves: Curve[]): uPlot.AlignedData {
+  if (!curves.length) return [[]];
+  return uPlot.join(curves.map((curve) => [curve.x, curve.y] as uPlot.AlignedData));
+}
+
+function settings(options: ChartOptions, width: number): uPlot.Options {
+  const colours = seriesColours();
+  const axis = {
+    stroke: colour("ink-2"),
+    grid: { stroke: colour("line"), width: 1 },
+    ticks: { stroke: colour("line"), width: 1, size: 4 },
+    font: "12px system-ui, sans-serif",
+    labelFont: "12px system-ui, sans-serif",
+    labelGap: 0,
+  };
+  const shown = (_: uPlot, value: number | null) => number(value, options.digits);
+  return {
+    width: Math.max(160, width),
+    height: options.height!,
+    scales: { x: { time: false }, y: options.yRange ? { range: options.yRange } : {} },
+    legend: { show: !options.isPlain },
+    axes: [
+      { ...axis, label: options.xLabel, labelSize: 18, size: 34, ...(options.countsX && { incrs: WHOLE_STEPS }) },
+      { ...axis, size: 58, values: (_, ticks) => ticks.map(tick) },
+    ],
+    cursor: { y: false, points: { size: 7 } },
+    series: [
+      { label: options.xLabel, value: (_, value) => number(value, 2) },
+      ...options.curves.map((curve, place) => ({
+        label: curve.label,
+        stroke: colours[(curve.colour ?? place) % colours.length]! + (curve.isFaint ? "59" : ""),
+        width: curve.isFaint ? 1 : 1.75,
+        dash: curve.isDashed ? [5, 4] : undefined,
+        spanGaps: true,
+        points: { show: curve.showsPoints ?? undefined, size: 6 },
+        value: shown,
+      })),
+    ],
+  };
+}
+
+function tick(value: number | null): string {
+  if (value === null) return "";
+  if (value !== 0 && Math.abs(value) < 1e-3) return Number(value.toPrecision(3)).toExponential();
+  return Number(value.toPrecision(6)).toLocaleString("en", { maximumFractionDigits: 6 });
+}
+
+function CurveTable({ curves, xLabel, digits }: { curves: Curve[]; xLabel: string; digits: number }) {
+  const [xs = [], ...columns] = joined(curves) as (number | null)[][];
+  const stride = Math.max(1, Math.ceil(xs.length / ROWS_IN_TABLE));
+  const rows = xs.map((_, row) => row).filter((row) => row % stride === 0 || row === xs.length - 1);
+  return (
+    <div class="table-frame" tabIndex={0} role="region" aria-label={`Values by ${xLabel}`}>
+      <table>
+        <thead>
+          <tr>
+            <th scope="col">{xLabel}</th>
+            {curves.map((curve) => <th scope="col">{curve.label}</th>)}
+          </tr>
+        </thead>
+        <tbody>
+          {rows.map((row) => (
+            <tr>
+              <th scope="row">{xs[row]}</th>
+              {columns.map((column) => <td class="number">{number(column[row], digits)}</td>)}
+            </tr>
+          ))}
+        </tbody>
+      </table>
+    </div>
+  );
+}

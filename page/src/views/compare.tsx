@@ -1,0 +1,249 @@
+// Several runs beside each other: curves, metrics, and the settings that differ.
+import { useSignal } from "@preact/signals";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { captionsOf, decimated, evaluationsByPlace, inOrder, metricName, METRICS, smoothed, summaryOf } from "../curves";
+import { number, words } from "../format";
+import { fromJson, useFollowed, useNewLines, usePolled } from "../live";
+import { Card, Empty, ErrorNote, Loading, OutcomeBadge, StatusBadge, Table } from "../parts/basics";
+import { Chart, type Curve } from "../parts/chart";
+import { SettingName } from "../parts/settings_card";
+import { type Epoch, hasEnded, runPath, type RunRecord, splitKey, type Step } from "../records";
+import { type Route, to } from "../route";
+import { compared, written } from "../settings";
+
+/** What has come of a run so far. */
+interface Loaded {
+  run?: RunRecord;
+  error?: Error;
+  steps: Step[];
+  epochs: Epoch[];
+}
+
+type Come = (key: string, loaded: Loaded) => void;
+
+export default function Compare({ route }: { route: Route }) {
+  const keys = [...new Set((route.query.get("runs") ?? "").split(",").filter((key) => key.indexOf("/") > 0))];
+  const loaded = useSignal<Record<string, Loaded>>({});
+  const onCome: Come = (key, each) => (loaded.value = { ...loaded.value, [key]: each });
+  return (
+    <>
+      <div class="title">
+        <h1>Compare runs</h1>
+        <div class="actions"><a class="button" href={to(["runs"])}>Choose others</a></div>
+      </div>
+      {keys.map((key) => <Source key={key} name={key} onCome={onCome} />)}
+      {keys.length < 2
+        ? <Empty title="Nothing to compare yet"><p>Mark two runs or more in the list, then choose Compare.</p><a class="button primary" href={to(["runs"])}>To the list</a></Empty>
+        : <Beside keys={keys} loaded={loaded.value} />}
+    </>
+  );
+}
+
+/** Asks for what a run has; shows nothing. */
+function Source({ name, onCome }: { name: string; onCome: Come }) {
+  const { experiment_name, name: run_name } = splitKey(name);
+  const query = { experiment_name };
+  const [hasAllOf, setHasAllOf] = useState("");
+  const { value: run, error } = usePolled<RunRecord>(runPath(run_name), query, hasAllOf ? 0 : 3_000);
+  const artifact_id = run?.artifact_id ?? "";
+  const path = (view: string) => (run ? runPath(run_name, view) : null);
+  // Of a run that had ended, a stream gives all steps at once and ends; one that goes on would hold a connection.
+  const streams = useRef<boolean | null>(null);
+  if (run) streams.current ??= hasEnded(run.status);
+  const streamed = useFollowed<Step>(streams.current ? path("/steps") : null, query, { artifact_id, unit: "lines" }, fromJson<Step>);
+  const asked = useNewLines<Step>(streams.current === false ? path("/steps") : null, query, artifact_id);
+  const steps = streams.current ? streamed : asked;
+  const epochs = useNewLines<Epoch>(path("/epochs"), query, artifact_id);
+  useEffect(() => {
+    if (run && hasEnded(run.status)) setHasAllOf(run.artifact_id);
+    onCome(name, { run, error: error && !error.isAway ? error : undefined, steps: steps.items, epochs: epochs.items });
+  }, [run, error, steps.items, epochs.items]);
+  return null;
+}
+
+function Beside({ keys, loaded }: { keys: string[]; loaded: Record<string, Loaded> }) {
+  const [span, setSpan] = useState(50);
+  const all = keys.map((key) => loaded[key] ?? { steps: [], epochs: [] });
+  return (
+    <div class="stack">
+      <Heads keys={keys} all={all} />
+      <StepCurves keys={keys} all={all} span={span} onSpan={setSpan} />
+      <Metrics keys={keys} all={all} />
+      <SettingsTable keys={keys} all={all} />
+    </div>
+  );
+}
+
+interface Several {
+  keys: string[];
+  all: Loaded[];
+}
+
+function Heads({ keys, all }: Several) {
+  return (
+    <Card title="Runs">
+      <ul class="heads">
+        {keys.map((key, place) => {
+          const { run, error } = all[place]!;
+          const { experiment_name, name } = splitKey(key);
+          const rest = keys.filter((other) => other !== key);
+          return (
+            <li>
+              <span class={`swatch series-${(place % 8) + 1}`} aria-hidden="true" />
+              <a class="long" href={to(["runs", experiment_name, name])}>{key}</a>
+              {run && <StatusBadge status={run.status} />}
+              {run?.verdict && <OutcomeBadge outcome={run.verdict} />}
+              {!run && !error && <span class="quiet">loading …</span>}
+              <a class="leave" href={to(["compare"], { runs: rest.join(",") })} aria-label={`Leave out ${key}`}>✕</a>
+              {error && <ErrorNote error={error} />}
+            </li>
+          );
+        })}
+      </ul>
+    </Card>
+  );
+}
+
+const N_POINTS = 1_000;
+const SPANS = [1, 10, 50, 200];
+
+function StepCurves({ keys, all, span, onSpan }: Several & { span: number; onSpan: (span: number) => void }) {
+  const steps = all.map((each) => each.steps);
+  const [loss, active] = useMemo(() => {
+    const ordered = steps.map(inOrder);
+    const curves = (value: (step: Step) => number) => ordered.map((each, place) => stepCurve(keys[place]!, each, value, span, place));
+    return [curves((step) => step.batch_loss), curves((step) => step.active)] as const;
+  }, [...steps, span, keys.join()]);
+  if (steps.every((each) => !each.length)) return <Card title="Loss">{all.every((each) => each.run || each.error) ? <Empty title="No step yet" /> : <Loading />}</Card>;
+  const smoothing = (
+    <label class="inline">
+      Smoothed over
+      <select value={span} onChange={(e) => onSpan(Number(e.currentTarget.value))}>
+        {SPANS.map((n) => <option value={n}>{n === 1 ? "nothing" : `${n} steps`}</option>)}
+      </select>
+    </label>
+  );
+  return (
+    <div class="two">
+      <Card title="Loss" actions={smoothing}><Chart xLabel="step" yLabel="Loss" curves={loss} /></Card>
+      <Card title="Active fraction"><Chart xLabel="step" yLabel="Active fraction" digits={3} curves={active} /></Card>
+    </div>
+  );
+}
+
+function stepCurve(label: string, steps: Step[], value: (step: Step) => number, span: number, colour: number): Curve {
+  const y = smoothed(steps.map(value), span);
+  const places = decimated(y, N_POINTS);
+  return { label, x: places.map((place) => steps[place]!.n_steps_done), y: places.map((place) => y[place]!), colour };
+}
+
+function Metrics({ keys, all }: Several) {
+  const captions = [...new Set(all.flatMap((each) => captionsOf(each.epochs)))];
+  const [caption, setCaption] = useState("");
+  const [metric, setMetric] = useState<string>(METRICS[0]);
+  const shown = captions.includes(caption) ? caption : captions[0] ?? "";
+  const name = metricName(shown, metric);
+  const curves = useMemo(() => all.map(({ epochs, steps }, place) => {
+    const found = evaluationsByPlace(epochs, steps.at(-1)?.n_steps);
+    return { label: keys[place]!, x: found.map(([at]) => at), y: found.map(([, each]) => each.metrics[name] ?? null), colour: place, showsPoints: found.length < 40 };
+  }), [...all.map((each) => each.epochs), name, keys.join()]);
+  if (!captions.length) return <Card title="Metrics"><Empty title="None of these runs has been evaluated yet" /></Card>;
+  const choices = (
+    <>
+      {captions.length > 1 && (
+        <label class="inline">
+          Evaluation
+          <select value={shown} onChange={(e) => setCaption(e.currentTarget.value)}>
+            {captions.map((each) => <option value={each}>{each || "without a caption"}</option>)}
+          </select>
+        </label>
+      )}
+      <label class="inline">
+        Curve of
+        <select value={metric} onChange={(e) => setMetric(e.currentTarget.value)}>
+          {METRICS.map((each) => <option value={each}>{words(each)}</option>)}
+        </select>
+      </label>
+    </>
+  );
+  return (
+    <Card title="Metrics" actions={choices}>
+      <div class="stack">
+        <Chart xLabel="epoch" yLabel={words(metric)} curves={curves} countsX />
+        <MetricTable keys={keys} all={all} caption={shown} />
+        <p class="quiet"><small>★ marks the best of a row. Runs that were evaluated with different data cannot be compared by these figures.</small></p>
+      </div>
+    </Card>
+  );
+}
+
+function MetricTable({ keys, all, caption }: Several & { caption: string }) {
+  return (
+    <Table caption="Metrics of each run before, at their best and after">
+      <thead>
+        <tr>
+          <th scope="col" rowSpan={2}>Metric</th>
+          {keys.map((key) => <th scope="colgroup" colSpan={3} class="run-column"><span class="clipped">{key}</span></th>)}
+        </tr>
+        <tr>
+          {keys.map(() => ["before", "best", "after"].map((name, place) => <th scope="col" class={place ? "number" : "number run-column"}>{name}</th>))}
+        </tr>
+      </thead>
+      <tbody>
+        {METRICS.map((metric) => {
+          const found = all.map((each) => summaryOf(each.epochs, metricName(caption, metric)));
+          const top = Math.max(...found.map(({ best }) => best ?? -Infinity));
+          return (
+            <tr>
+              <th scope="row">{words(metric)}</th>
+              {found.map(({ before, best, after }) => (
+                <>
+                  <td class="number run-column">{number(before)}</td>
+                  <td class="number">
+                    {best !== null && best === top
+                      ? <strong class="figure">★ {number(best)}<span class="unseen"> the best</span></strong>
+                      : number(best)}
+                  </td>
+                  <td class="number">{number(after)}</td>
+                </>
+              ))}
+            </tr>
+          );
+        })}
+      </tbody>
+    </Table>
+  );
+}
+
+function SettingsTable({ keys, all }: Several) {
+  const [showsAll, setShowsAll] = useState(false);
+  const known = all.flatMap(({ run }, place) => (run ? [{ key: keys[place]!, config: run.config }] : []));
+  const rows = compared(known.map(({ config }) => config));
+  const shown = rows.filter((row) => showsAll || row.differs);
+  const choice = (
+    <label class="inline">
+      <input type="checkbox" checked={showsAll} onChange={(e) => setShowsAll(e.currentTarget.checked)} />
+      Show all {rows.length}
+    </label>
+  );
+  return (
+    <Card title={showsAll ? "Settings" : "Settings that differ"} actions={choice}>
+      {!shown.length && <Empty title={known.length < 2 ? "There are not two runs to compare" : "Their settings are the same"} />}
+      {shown.length > 0 && (
+        <Table caption="Settings of each run">
+          <thead>
+            <tr><th scope="col">Setting</th>{known.map(({ key }) => <th scope="col"><span class="clipped">{key}</span></th>)}</tr>
+          </thead>
+          <tbody>
+            {shown.map(({ name, values, differs }) => (
+              <tr>
+                <th scope="row" class="setting"><SettingName name={name} />{differs && showsAll && <> <span aria-hidden="true">≠</span><span class="unseen"> differs</span></>}</th>
+                {values.map((value) => <td class="compared"><code dir="auto">{written(value)}</code></td>)}
+              </tr>
+            ))}
+          </tbody>
+        </Table>
+      )}
+    </Card>
+  );
+}

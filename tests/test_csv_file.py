@@ -1,0 +1,70 @@
+"""What is written as CSV is read again, whatever the texts hold."""
+
+import io
+
+import pytest
+
+from finetuner.csv_file import read_csv, write_csv
+from finetuner.errors import TooLargeError
+from finetuner.pairs import read_rows
+
+TEXTS = [
+    "plain",
+    "commas, and; semicolons\tand | bars",
+    'quotes " and "" twice',
+    "lines\nof\r\nevery\rkind",
+    " spaces around ",
+    "ü 漢 \U0001f600 \x00 \ufeff",
+    "text,label",
+    "'s ;' and ';'",
+]
+ROWS = {
+    "labels": [{"text": text, "label": f"l{i % 3}"} for i, text in enumerate(TEXTS)],
+    "no label": [{"text": "a", "label": None}, {"text": "b", "label": "1.5"}],
+    "ids": [{"text": "a", "label": "1", "id": "x"}, {"text": "b", "label": "1"}],
+    "pairs": [{"anchor": text, "positive": text[::-1]} for text in TEXTS],
+    "negatives": [
+        {"anchor": "a", "positive": "b", "negative": "c"},
+        {"anchor": "d", "positive": "e"},
+    ],
+    "scores": [
+        {"sentence1": text, "sentence2": "b", "score": i / 7} for i, text in enumerate(TEXTS)
+    ],
+}
+
+
+def written(data):
+    file = io.StringIO(newline="")
+    write_csv(data, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_what_is_written_is_read_again(rows):
+    data = read_rows(rows)
+    assert [*data.rows()] == rows
+    assert read_csv(io.StringIO(written(data), newline="")) == data
+
+
+def test_the_form_is_plain():
+    content = written(read_rows([{"anchor": "a", "positive": 'b "c"', "negative": None}]))
+    assert content == '"anchor","positive"\n"a","b ""c"""\n'
+
+
+@pytest.mark.parametrize("delimiter", ",;\t|")
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_header_says_what_is_between_columns(delimiter, end):
+    """The sniffer takes the semicolons of these texts for it, or finds none."""
+    rows = [
+        "text;label".replace(";", delimiter),
+        *(f'"a; b; c, {i}"{delimiter}1' for i in range(9)),
+    ]
+    data = read_csv(io.StringIO(end.join(rows) + end, newline=""))
+    assert (len(data), data.texts[0], set(data.labels)) == (9, "a; b; c, 0", {"1"})
+
+
+def test_more_rows_than_allowed_are_refused():
+    content = "text,label\n" + "a,1\n" * 4
+    assert len(read_csv(io.StringIO(content), max_rows=5)) == 4
+    with pytest.raises(TooLargeError, match="the CSV has more than 4 rows; store it in parts"):
+        read_csv(io.StringIO(content), max_rows=4)
