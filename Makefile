@@ -13,9 +13,9 @@ demo: install
 	$(VENV)/bin/python examples/demo.py
 test: install
 	tests/browser/install_chromium.sh
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 test-unit: install
-	$(VENV)/bin/python -m pytest -m 'not slow'
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
 check: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

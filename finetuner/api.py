@@ -218,14 +218,17 @@ def get_run(run_name: str, experiment_name: str | None = None) -> Run:
     return experiment_called(experiment_name).get_run(run_name)
 
 
-def list_runs(experiment_name: str | None = None, page: int = 1, size: int = 50) -> list[Run]:
-    """Return a page of runs, oldest first.
+def list_runs(
+    experiment_name: str | None = None, page: int = 1, size: int = 50, *, order: str = "oldest"
+) -> list[Run]:
+    """Return a page of runs.
 
     :param experiment_name: All experiments when None.
     :param page: From 1.
     :param size: 1 to 100.
+    :param order: Which come first: ``oldest`` or ``newest``.
     """
-    found = _client.get("/runs", experiment_name=experiment_name, page=page, size=size)
+    found = _client.get("/runs", experiment_name=experiment_name, page=page, size=size, order=order)
     return [Run(_client, record) for record in found["items"]]
 
 

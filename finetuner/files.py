@@ -159,10 +159,10 @@ def read_json(path: Path) -> Any:
     return orjson.loads(path.read_bytes())
 
 
-def file_version(path: Path) -> tuple[int, int]:
+def file_version(path: Path | str) -> tuple[int, int]:
     """Return what changes when a file is replaced: its inode, and its time in nanoseconds.
 
     :raises FileNotFoundError: When there is no such file.
     """
-    stat = path.stat()
+    stat = os.stat(path)
     return stat.st_ino, stat.st_mtime_ns

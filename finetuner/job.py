@@ -263,6 +263,7 @@ class Job:
             logger.info("Evaluating the final weights ...")
             self._evaluate(read_metrics(self._run.folder)["epochs"][-1]["epoch"])
         verdicts = self._evaluations.conclude()
+        self._set_details("Drawing the map")
         self._evaluations.finish_map()
         Publisher(self._run, self._config, self._evaluations, self._set_details).publish(
             self._loaded, verdicts

@@ -45,7 +45,7 @@ _MEDIA_TYPES = {
     ".woff2": "font/woff2",
 }
 _PACKED = frozenset({".png", ".woff2"})
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", re.ASCII)
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The page for a browser, else what this is",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from finetuner.config import DEFAULT_EXPERIMENT
 from finetuner.data import check_text
 from finetuner.datastore import DataStore
 from finetuner.encoder_cache import EncoderCache, Served
-from finetuner.errors import ConfigError, DataError
+from finetuner.errors import ArtifactNotFound, ConfigError, DataError
 from finetuner.run_store import RunStore
 from finetuner.runs import TRAIN_FILE, Run, evaluation_file
 from finetuner.schema import documented
 from finetuner.search import search
-from finetuner.text_index import Building, TextIndex, TextIndexes, read_index_texts
+from finetuner.text_index import Building, IndexTexts, TextIndex, TextIndexes, read_index_texts
 
 _MOST_RESULTS = 1000
 
@@ -52,6 +53,20 @@ class SearchParameters:
             )
         if self.index_run is not None and self.index_data is not None:
             raise ConfigError("give index_run or index_data, not both")
+
+
+@contextmanager
+def _deleted_meanwhile() -> Iterator[None]:
+    """Name what has happened to a file that was there a moment ago."""
+    try:
+        yield
+    except FileNotFoundError as exc:
+        raise ArtifactNotFound("the run or the data to search were deleted meanwhile") from exc
+
+
+def _read(source: Path) -> IndexTexts:
+    with _deleted_meanwhile():
+        return read_index_texts(source)
 
 
 class SearchAPI:
@@ -101,10 +116,10 @@ class SearchAPI:
         self, query: str, parameters: SearchParameters, path: Path, index: TextIndex
     ) -> dict[str, Any]:
         served = await asyncio.to_thread(self._load, path, parameters)
-        started_at = time.perf_counter()
-        job = self._batcher.submit(
-            served.encoder, served.encoder.tokenizer.tokenize([query]), client=parameters.client
-        )
+        encoder, started_at = served.encoder, time.perf_counter()
+        # In a thread, since a text may be as long as a body.
+        token_ids = await asyncio.to_thread(encoder.tokenizer.tokenize, [query])
+        job = self._batcher.submit(encoder, token_ids, client=parameters.client)
         vectors = await asyncio.wrap_future(job.future)
         encoded_at = time.perf_counter()
         places, distances = await asyncio.to_thread(
@@ -129,18 +144,20 @@ class SearchAPI:
         }
 
     def _load(self, path: Path, parameters: SearchParameters) -> Served:
-        return self._cache.load(path, untuned=parameters.untuned)
+        with _deleted_meanwhile():
+            return self._cache.load(path, untuned=parameters.untuned)
 
     def _begun(self, parameters: SearchParameters) -> tuple[Path, Building]:
         """Return where the artifact is, and the index, begun when it is new."""
         path = self._find(parameters.artifact, parameters.client)
         source = self._source(path, parameters)
         # A run made again, or data pushed again, is another file.
-        versions = tuple((one, one.stat().st_mtime_ns) for one in (path, source))
+        with _deleted_meanwhile():
+            versions = tuple((one, one.stat().st_mtime_ns) for one in (path, source))
         building = self._indexes.get(
             (versions, parameters.untuned),
             lambda: self._load(path, parameters),
-            lambda: read_index_texts(source),
+            lambda: _read(source),
         )
         return path, building
 

@@ -277,3 +277,19 @@ def test_public_import_points_docarray_here():
         check=True,
     )
     assert result.stdout == "http://h:1\n"
+
+
+def test_a_list_of_runs_names_its_order(server):
+    server.answer = {"items": []}
+    assert finetuner.list_runs(size=2) == []
+    assert server.requests[-1][1] == "/runs?page=1&size=2&order=oldest"
+    finetuner.list_runs("e", order="newest")
+    assert server.requests[-1][1].endswith("experiment_name=e&page=1&size=50&order=newest")
+
+
+def test_the_map_of_a_run_is_asked_for(server):
+    server.answer = {"name": "r", "experiment_name": "e"}
+    run = finetuner.get_run("r", "e")
+    server.answer = {"evaluations": {"model": {"n_texts": 2}}}
+    assert run.map() == server.answer
+    assert server.requests[-1][1] == "/runs/r/map?experiment_name=e"

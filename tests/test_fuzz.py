@@ -33,6 +33,7 @@ from finetuner.http_api import build_app
 from finetuner.message_shape import ShapeLimits, check_shape
 from finetuner.request_check import check_request
 from finetuner.run_api import RunAPI
+from finetuner.run_summary import record_of
 from finetuner.schema import read
 from finetuner.space import Space
 from finetuner.submission import submit
@@ -347,7 +348,7 @@ def client(tmp_path, tiny_model_folder):
     async def call(endpoint, documents, parameters):
         if endpoint == "/fit":
             run = submit(read_json_document(documents), tmp_path)
-            return json_document({**run.record(), "is_new": True})
+            return json_document({**record_of(run), "is_new": True})
         if endpoint == "/check":
             return json_document(check_request(read_json_document(documents), Space(tmp_path)))
         return json_document({"items": [{}], "text": "", "offset": 0, "ended": True})

@@ -161,6 +161,7 @@ def test_a_page_built_anew_is_seen_at_once(client, folder):
     [
         *(
             "main.js",
+            "x" * 9000,
             "inner",
             ".hidden",
             "%2Ehidden",

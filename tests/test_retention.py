@@ -259,3 +259,12 @@ def test_links_are_removed_and_not_followed(make, tmp_path):
 def test_negative_numbers_are_refused(name):
     with pytest.raises(ConfigError, match=f"{name} must be at least 0, got -1"):
         Retention(**{name: -1})
+
+
+def test_the_map_stays_and_the_vectors_beside_the_checkpoints_go(make, tmp_path):
+    run = make("one")
+    (run.folder / "map.json").write_bytes(b'{"evaluations": {}}')
+    (run.folder / "checkpoints" / "map-0-before.npy").write_bytes(b"x" * 100)
+    removed(tmp_path)
+    assert (run.folder / "map.json").exists()
+    assert not (run.folder / "checkpoints").exists()

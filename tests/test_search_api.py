@@ -186,6 +186,21 @@ def test_a_model_before_that_is_gone_is_told_and_looked_for_again(api, volume, m
     assert search(api, untuned=True)["n_texts"] == 48
 
 
+def test_what_is_deleted_between_two_looks_is_named(api, volume, monkeypatch):
+    monkeypatch.setattr(api.search, "_source", lambda *_: volume / "gone.jsonl")
+    with pytest.raises(ArtifactNotFound, match="the run or the data .* were deleted meanwhile"):
+        search_once(api)
+
+
+def test_texts_that_are_deleted_before_their_turn_are_named(api, monkeypatch):
+    def read(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr("finetuner.search_api.read_index_texts", read)
+    with pytest.raises(ArtifactNotFound, match="the run or the data .* were deleted meanwhile"):
+        search(api)
+
+
 def test_over_http(tmp_path):
     answers = [
         {"ready": False, "n_done": 1, "n_texts": 2},

@@ -1,8 +1,9 @@
 """Shows every view of the page with real runs, at three widths, in light and dark: screenshots/*.png.
 
-    python tests/browser/screenshots.py [--out screenshots] [--only run,space]
+    python tests/browser/screenshots.py [--out screenshots] [--only run,space] [--workspace DIR]
 
-Trains all-MiniLM-L6-v2 on examples/quora_style.csv first, as the README does; that takes some minutes.
+Trains all-MiniLM-L6-v2 on examples/quora_style.csv first, as the README does; that takes some minutes. In a
+workspace that is named the runs stay, and the next pictures take them.
 """
 
 import argparse
@@ -47,9 +48,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=_ROOT / "screenshots")
     parser.add_argument("--only", default=",".join(VIEWS), help="names of views, by commas")
+    parser.add_argument(
+        "--workspace", type=Path, help="where the runs lie; a temporary one if none"
+    )
     settings = parser.parse_args()
     settings.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, _serving(Path(folder)) as server:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _serving(settings.workspace or Path(folder) / "workspace", Path(folder)) as server,
+    ):
         _train(server)
         with sync_playwright() as playwright:
             path = shutil.which("chromium")
@@ -63,8 +70,8 @@ def main():
 
 
 @contextmanager
-def _serving(folder):
-    server = Server(folder / "workspace", folder / "server.txt")
+def _serving(workspace, folder):
+    server = Server(workspace, folder / "server.txt")
     try:
         server.wait_until_ready()
         os.environ["FINETUNER_HOST"] = server.url
@@ -90,20 +97,20 @@ def _train(server):
         "num_items_per_class": 2,
         "device": "cpu",
     }
-    for name, epochs, rate in (("careful", 5, 2e-5), ("eager", 5, 2e-4)):
+    for name, epochs, rate in (("careful", 3, 2e-5), ("eager", 3, 2e-4)):
         _say(f"training {name} ...")
         run = finetuner.fit(
             run_name=name, epochs=epochs, learning_rate=rate, callbacks=[evaluation], **common
         )
         _wait(server, run)
     _say("training one that fails, one that stays at work, one that waits ...")
-    _wait(server, finetuner.fit(run_name="too-eager", epochs=3, learning_rate=50.0, **common))
+    _wait(server, finetuner.fit(run_name="too-eager", epochs=3, learning_rate=0.5, **common))
     finetuner.set_alias("prod", "careful")
     finetuner.set_alias("trial", "eager", force=True)
     at_work = finetuner.fit(run_name="at-work", epochs=400, callbacks=[evaluation], **common)
     finetuner.fit(run_name="in-the-queue", epochs=1, callbacks=[evaluation], **common)
-    deadline = time.monotonic() + 120
-    while len(at_work.epochs()) < 4:
+    deadline = time.monotonic() + 600
+    while len(at_work.epochs()) < 3:
         assert time.monotonic() < deadline, at_work.status()
         time.sleep(0.5)
 

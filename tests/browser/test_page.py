@@ -65,7 +65,7 @@ def server(tmp_path_factory, tiny_model_folder, come_to):
             assert server.wait_until_ended(name)["status"] == "FINISHED"
         promoted = server.put("/aliases/prod", json={"run": "first", "force": True})
         assert promoted.ok, promoted.text
-        _fit(server, "at-work", epochs=100_000)
+        _fit(server, "at-work", epochs=1_000, batch_size=4)
         deadline = time.monotonic() + 60
         while len(server.get("/runs/at-work/epochs").json()["items"]) < 3:
             assert time.monotonic() < deadline, server.get("/runs/at-work").text
@@ -79,30 +79,16 @@ def _is_evil(page):
 
 def _has_settled(page):
     page.get_by_role("heading", level=1).wait_for()
-    page.wait_for_function("!document.querySelector('.loading')")
+    _until(lambda: not page.locator(".loading").count())
     time.sleep(0.5)
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("view", VIEWS)
-def test_every_view_is_accessible_and_shows_texts_as_texts(
-    server, open_page, violations, view, theme
-):
-    page = open_page(server, VIEWS[view], theme=theme)
-    if view == "no such run":
-        page.get_by_text("There is no such run").wait_for()
-    else:
-        _has_settled(page)
-    assert violations(page) == []
-    assert not _is_evil(page)
-
-
-@pytest.mark.parametrize("view", VIEWS)
-def test_no_view_scrolls_sideways_on_a_phone(server, open_page, view):
-    page = open_page(server, VIEWS[view], width=360)
-    page.locator("main h1, main .empty").first.wait_for()
-    page.wait_for_function("!document.querySelector('.loading')")
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+def _until(condition, timeout_s=20):
+    """Wait here: what the page itself would evaluate, its content security policy forbids."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.1)
 
 
 def test_the_first_load_is_small_and_stays_on_this_machine(server, open_page):
@@ -121,11 +107,7 @@ def test_the_list_is_live(server, open_page):
     row = page.get_by_role("row").filter(has=page.get_by_role("link", name="at-work", exact=True))
     row.get_by_text("running").wait_for()
     before = row.inner_text()
-    page.wait_for_function(
-        "before => [...document.querySelectorAll('tr')].some(r => r.innerText.includes('at-work') "
-        "&& r.innerText !== before)",
-        arg=before,
-    )
+    _until(lambda: row.inner_text() != before)
     failed = page.get_by_role("row").filter(has=page.get_by_role("link", name="unlucky"))
     failed.get_by_text("failed").wait_for()
 
@@ -136,9 +118,9 @@ def test_runs_are_compared(server, open_page):
         page.get_by_role("checkbox", name=f"Compare default/{name}").check()
     page.get_by_role("link", name=re.compile("Compare")).last.click()
     page.get_by_role("heading", name="Settings that differ").wait_for()
-    settings = page.get_by_role("table").filter(has_text="learning rate")
-    text = settings.last.inner_text()
-    assert "0.001" in text or "1e-3" in text, text
+    settings = page.locator("section").filter(has=page.get_by_role("heading", name="Settings that"))
+    row = settings.get_by_role("row").filter(has_text=re.compile("learning.rate"))
+    assert "0.001" in row.inner_text()
     page.get_by_role("heading", name="Loss").wait_for()
 
 
@@ -146,10 +128,8 @@ def test_a_run_at_work_is_followed(server, open_page):
     page = open_page(server, "#/runs/default/at-work")
     log = page.get_by_role("log")
     log.wait_for()
-    before = len(log.inner_text())
-    page.wait_for_function(
-        "before => document.querySelector('[role=log]').innerText.length > before", arg=before
-    )
+    before = log.inner_text()
+    _until(lambda: log.inner_text() != before)
     for heading in ("Loss", "Active fraction", "Metrics", "Log", "Settings"):
         page.get_by_role("heading", name=heading, exact=True).wait_for()
 
@@ -177,7 +157,7 @@ def test_the_map_shows_every_text(server, open_page):
     canvas.wait_for()
     found = server.get("/runs/first/map").json()["evaluations"]["model"]
     assert len(found["texts"]) == len(ROWS)
-    assert "PCA" in page.locator("main").inner_text()
+    assert page.get_by_label(f"{len(ROWS)} texts").count() >= 1
     box = canvas.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     assert not _is_evil(page)
@@ -203,6 +183,28 @@ def test_serving_shows_what_is_asked(server, open_page):
         assert time.monotonic() < deadline, page.locator("main").inner_text()
         assert server.post("/encode", json=body).ok
         time.sleep(0.5)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_view_is_accessible_and_shows_texts_as_texts(
+    server, open_page, violations, view, theme
+):
+    page = open_page(server, VIEWS[view], theme=theme)
+    if view == "no such run":
+        page.get_by_text("There is no such run").wait_for()
+    else:
+        _has_settled(page)
+    assert violations(page) == []
+    assert not _is_evil(page)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_no_view_scrolls_sideways_on_a_phone(server, open_page, view):
+    page = open_page(server, VIEWS[view], width=360)
+    page.locator("main h1, main .empty").first.wait_for()
+    _until(lambda: not page.locator(".loading").count())
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_from_a_csv_to_a_served_model_by_the_page_alone(server, open_page, tmp_path):
@@ -251,7 +253,7 @@ def test_the_page_goes_on_after_a_restart(tmp_path, tiny_model_folder, open_page
     workspace = tmp_path / "workspace"
     shutil.copytree(tiny_model_folder, workspace / "models" / "tiny")
     with serving(workspace, tmp_path) as first:
-        _fit(first, "long", epochs=100_000)
+        _fit(first, "long", epochs=1_000, batch_size=4)
         page = open_page(first, "#/runs/default/long")
         page.get_by_role("log").wait_for()
         lines_before = page.get_by_role("log").inner_text().splitlines()
@@ -262,14 +264,11 @@ def test_the_page_goes_on_after_a_restart(tmp_path, tiny_model_folder, open_page
         folder.mkdir()
         with serving(workspace, folder, ports=ports) as second:
             page.get_by_text("The service does not answer").wait_for(state="hidden", timeout=60_000)
-            page.wait_for_function(
-                "n => document.querySelector('[role=log]').innerText.split('\\n').length > n",
-                arg=len(lines_before) + 2,
-                timeout=60_000,
-            )
-            shown = page.get_by_role("log").inner_text().strip().splitlines()
-            log = second.get("/runs/long/logs").text.splitlines()
-            assert [line.strip() for line in shown] == [line.strip() for line in log[: len(shown)]]
+            log = page.get_by_role("log")
+            _until(lambda: len(log.inner_text().splitlines()) > len(lines_before) + 2, timeout_s=60)
+            shown = log.inner_text().strip().splitlines()
+            written = second.get("/runs/long/logs").text.splitlines()[: len(shown)]
+            assert [line.strip() for line in shown] == [line.strip() for line in written]
 
 
 def test_five_thousand_runs(tmp_path, open_page):

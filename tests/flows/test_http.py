@@ -76,7 +76,7 @@ def test_grpc_gives_what_http_gives(server, finished_run):
     assert (
         orjson.loads(client.post("/runs/finished")[0].text) == server.get("/runs/finished").json()
     )
-    for view in ("status", "metrics"):
+    for view in ("status", "metrics", "map"):
         path = f"/runs/finished/{view}"
         assert orjson.loads(client.post(path)[0].text) == server.get(path).json()
     texts = DocumentArray([Document(text=f"text {i} " * (i % 7 + 1)) for i in range(250)])

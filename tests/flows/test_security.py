@@ -146,6 +146,10 @@ def test_no_name_leaves_the_volume(secured, name):
         ("/fit", {"model": "tiny", "train_data": ROWS, "experiment_name": name}),
         ("/fit", {"model": "tiny", "train_data": name}),
         ("/fit", {"model": "tiny", "train_data": ROWS, "model_artifact": name}),
+        *(
+            ("/search", {"data": ["a"], "parameters": {"artifact": "finished", field: name}})
+            for field in ("artifact", "index_run", "index_data")
+        ),
         ("/fit", {"model": name, "train_data": ROWS}),
         ("/encode", {"data": ["a"], "parameters": {"artifact": name}}),
         ("/v1/embeddings", {"input": "a", "model": name}),

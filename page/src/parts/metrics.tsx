@@ -18,6 +18,25 @@ interface MetricsProps {
   n_steps?: number;
 }
 
+interface CaptionChoiceProps {
+  captions: string[];
+  value: string;
+  onChange: (caption: string) => void;
+}
+
+/** Which of a run's evaluations is shown; nothing where there is one alone. */
+export function CaptionChoice({ captions, value, onChange }: CaptionChoiceProps) {
+  if (captions.length < 2) return null;
+  return (
+    <label class="inline">
+      Evaluation
+      <select value={value} onChange={(e) => onChange(e.currentTarget.value)}>
+        {captions.map((each) => <option value={each}>{each || "without a caption"}</option>)}
+      </select>
+    </label>
+  );
+}
+
 export function MetricsCard({ run, epochs, isThere, n_steps }: MetricsProps) {
   const captions = captionsOf(epochs);
   const [caption, setCaption] = useState("");
@@ -26,14 +45,7 @@ export function MetricsCard({ run, epochs, isThere, n_steps }: MetricsProps) {
   if (!captions.length) return <Card title="Metrics">{isThere ? <None run={run} /> : <Loading what="Loading the metrics" />}</Card>;
   const choices = (
     <>
-      {captions.length > 1 && (
-        <label class="inline">
-          Evaluation
-          <select value={shown} onChange={(e) => setCaption(e.currentTarget.value)}>
-            {captions.map((each) => <option value={each}>{each || "without a caption"}</option>)}
-          </select>
-        </label>
-      )}
+      <CaptionChoice captions={captions} value={shown} onChange={setCaption} />
       <label class="inline">
         Show
         <select value={metric} onChange={(e) => setMetric(e.currentTarget.value)}>

@@ -6,6 +6,7 @@ import { number, words } from "../format";
 import { fromJson, useFollowed, useNewLines, usePolled } from "../live";
 import { Card, Empty, ErrorNote, Loading, OutcomeBadge, StatusBadge, Table } from "../parts/basics";
 import { Chart, type Curve } from "../parts/chart";
+import { CaptionChoice } from "../parts/metrics";
 import { SettingName } from "../parts/settings_card";
 import { type Epoch, hasEnded, runPath, type RunRecord, splitKey, type Step } from "../records";
 import { type Route, to } from "../route";
@@ -150,14 +151,7 @@ function Metrics({ keys, all }: Several) {
   if (!captions.length) return <Card title="Metrics"><Empty title="None of these runs has been evaluated yet" /></Card>;
   const choices = (
     <>
-      {captions.length > 1 && (
-        <label class="inline">
-          Evaluation
-          <select value={shown} onChange={(e) => setCaption(e.currentTarget.value)}>
-            {captions.map((each) => <option value={each}>{each || "without a caption"}</option>)}
-          </select>
-        </label>
-      )}
+      <CaptionChoice captions={captions} value={shown} onChange={setCaption} />
       <label class="inline">
         Curve of
         <select value={metric} onChange={(e) => setMetric(e.currentTarget.value)}>
