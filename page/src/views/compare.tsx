@@ -127,7 +127,7 @@ function StepCurves({ keys, all, span, onSpan }: Several & { span: number; onSpa
   return (
     <div class="two">
       <Card title="Loss" actions={smoothing}><Chart xLabel="step" yLabel="Loss" curves={loss} /></Card>
-      <Card title="Active fraction"><Chart xLabel="step" yLabel="Active fraction" digits={3} curves={active} /></Card>
+      <Card title="Active fraction"><Chart xLabel="step" yLabel="Active fraction" yRange={[0, 1]} digits={3} curves={active} /></Card>
     </div>
   );
 }

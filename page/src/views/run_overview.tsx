@@ -125,7 +125,7 @@ function StepCards({ run, steps, isThere }: { run: RunRecord; steps: Step[]; isT
         <Chart xLabel="step" yLabel="Loss" curves={curves.loss} />
       </Card>
       <Card title="Active fraction">
-        <Chart xLabel="step" yLabel="Active fraction" digits={3} curves={curves.active} />
+        <Chart xLabel="step" yLabel="Active fraction" yRange={[0, 1]} digits={3} curves={curves.active} />
       </Card>
       {curves.rate.length > 0 && (
         <Card title="Throughput">
