@@ -13,7 +13,8 @@ _AXE = files("axe_playwright_python") / "axe.min.js"
 WIDTHS = {"phone": 360, "laptop": 1024, "wide": 1920}
 
 
-@pytest.fixture(scope="session")
+# Not for the session: while it is open, an event loop counts as running, and other tests run their own.
+@pytest.fixture(scope="module")
 def browser():
     path = shutil.which("chromium")
     if path is None:

@@ -63,7 +63,7 @@ def test_endpoints_are_the_methods_of_their_names(tmp_path):
             for path, call in executor.requests.items()
             if path.startswith("/")
         }
-        assert len(endpoints) == 16
+        assert len(endpoints) == 17
         assert endpoints["/fit"] == ("fit", "Start a run")
         assert endpoints["/status"] == ("status", "Give a run's state")
         assert endpoints["/experiment/delete"][0] == "delete_experiment"

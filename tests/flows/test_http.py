@@ -33,8 +33,23 @@ def _client(server, monkeypatch):
 
 def test_run_views(server, finished_run):
     run = server.get("/runs/finished").json()
-    assert run == {**finished_run, "status": "FINISHED", "details": "Run finished"}
     metrics = server.get("/runs/finished/metrics").json()
+    assert run["changed_at"] > finished_run["changed_at"]
+    assert run == {
+        **finished_run,
+        "status": "FINISHED",
+        "details": "Run finished",
+        "changed_at": run["changed_at"],
+        "n_starts": 1,
+        "position": None,
+        "verdict": metrics["verdicts"]["model"]["outcome"],
+        "metric": {
+            "name": "average_precision",
+            "before": metrics["before"]["average_precision"],
+            "best": metrics["after"]["average_precision"],
+            "best_epoch": 1,
+        },
+    }
     assert [len(metrics[stage]) for stage in ("before", "after", "epochs")] == [9, 9, 2]
     logs = server.get("/runs/finished/logs").text
     assert server.get("/runs/finished/logs?follow=true").text == logs
@@ -202,7 +217,11 @@ def test_fit_answers_with_the_record_and_a_run_at_work_refuses_what_it_lacks(ser
     record = answer.json()
     assert answer.status_code == 201
     assert re.fullmatch("[0-9a-f]{24}", record["artifact_id"])
+    assert record.pop("changed_at") == record["created_at"]
+    assert record.pop("position") in (None, 1)  # the queue may not have seen it yet
     assert {**record, "artifact_id": "", "created_at": "", "config": {}} == {
+        **dict.fromkeys(("progress", "metric", "verdict")),
+        "n_starts": 0,
         "name": "long",
         "experiment_name": "work",
         "status": "CREATED",
