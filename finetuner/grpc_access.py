@@ -154,18 +154,21 @@ class GuardedCall:
         :param request: From a client.
         :param endpoints: What the Flow's executors serve.
         """
-        self._started_at[request.header.request_id] = time.perf_counter()
-        request_id.set(new_id(request.header.request_id))
+        started_at = time.perf_counter()
         try:
+            # Before this, nothing may be read of it: it may be no request, or one of a million documents.
             await check_size(request)
             admit(request, endpoints)
         except FinetunerError as error:
-            self._log(request, error.http_status)
+            self._log("", None, error.http_status, started_at=started_at)
             return refusal(request, error)
+        known, endpoint = request.header.request_id, request.header.exec_endpoint
+        self._started_at[known] = started_at
+        request_id.set(new_id(known))
         try:
-            self._check(request.header.exec_endpoint)
+            self._check(endpoint)
         except FinetunerError as error:
-            self._log(request, error.http_status)
+            self._log(endpoint, known, error.http_status)
             await self._record(request, error.http_status)
             return refusal(request, error)
         if _permission(request).action is not None:
@@ -185,8 +188,9 @@ class GuardedCall:
         :param response: Of an executor, or of Jina when none answers.
         """
         error = error_of(response)
-        self._log(response, error.http_status if error else _OK)
-        requests = self._unanswered.get(response.header.request_id)
+        known = response.header.request_id
+        self._log(response.header.exec_endpoint, known, error.http_status if error else _OK)
+        requests = self._unanswered.get(known)
         if not requests:
             return
         answer = {}
@@ -194,16 +198,19 @@ class GuardedCall:
             answer = read_json_document(response.docs)
         await self._record(requests.pop(0), error.http_status if error else _OK, answer)
 
-    def _log(self, message: DataRequest, status: int) -> None:
+    def _log(
+        self, endpoint: str, known: str | None, status: int, *, started_at: float | None = None
+    ) -> None:
         """Write the line of a request; the name of an endpoint that is none of ours may be anything."""
-        known, caller = message.header.request_id, _caller.get()
-        endpoint = message.header.exec_endpoint
+        caller = _caller.get()
+        if started_at is None:
+            started_at = self._started_at.pop(known or "", time.perf_counter())
         request_id.set(new_id(known))
         log_request(
             "gRPC",
             endpoint if endpoint in ENDPOINTS else "unknown",
             status,
-            took_s=time.perf_counter() - self._started_at.pop(known, time.perf_counter()),
+            took_s=time.perf_counter() - started_at,
             caller="anonymous" if caller is None else caller.name,
         )
 
