@@ -6,7 +6,7 @@ import { commandOf, curlOf, type Json, python, pythonOf, shellWord } from "../sr
 
 const SERVER = { origin: "http://127.0.0.1:51001", asksForToken: false };
 const NASTY = [
-  `it's "quoted" $HOME \`id\` $(touch /tmp/no) \\ ; rm -rf / #`,
+  `it's "quoted" $HOME \`id\` $(echo no) \\ ; rm -rf / #`,
   "Zeile\nzwei\ttab\r\u0000 € 日本語 🙂 é",
   "'; import os; os.system('id') #",
   "'''\"\"\" {x} %s \\N{DASH} \\u0041",
@@ -55,7 +55,7 @@ test("the curl command sends what the form says, and the shell runs nothing in i
 });
 
 test("the command's words hold what the form says, and the shell runs nothing in them", () => {
-  const name = "it's $(touch /tmp/no) `id` --x";
+  const name = "it's $(echo no) `id` --x";
   const body = requestOf({ ...RECOMMENDED, train_data: "quora", description: name, run_name: "-r" });
   const words = called(commandOf(body, SERVER));
   assert.deepEqual(words, [

@@ -5,12 +5,9 @@ from importlib.resources import files
 
 import pytest
 from flows.conftest import Server  # what these tests share with those of the Flow
-
-pytest.importorskip("playwright")
-from playwright.sync_api import sync_playwright  # noqa: E402 - skipped where it is missing
+from playwright.sync_api import sync_playwright
 
 _AXE = files("axe_playwright_python") / "axe.min.js"
-WIDTHS = {"phone": 360, "laptop": 1024, "wide": 1920}
 
 
 # Not for the session: while it is open, an event loop counts as running, and other tests run their own.
