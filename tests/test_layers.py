@@ -71,7 +71,7 @@ ORDER = (
     *("run_map", "run_evaluation", "publishing", "pace", "run_progress"),
     *("stopping", "worklog", "job", "worker"),
     *("run_queue", "silence", "interruption", "gpus", "worker_process", "supervisor"),
-    "run_api",
+    *("run_parameters", "run_api"),
 )
 # What `import finetuner` loads: at module level only a few light modules of the core.
 CLIENT = (
