@@ -45,7 +45,8 @@ from finetuner.starting_model import load_starting_model
 from finetuner.stopping import StopSignal
 from finetuner.trainer import EpochEnd, Progress, TrainingHooks
 from finetuner.training import train
-from finetuner.training_set import describe, prepare, split
+from finetuner.training_set import describe, prepare
+from finetuner.validation_split import split
 from finetuner.verdict import Outcome
 from finetuner.worklog import EpochLine
 

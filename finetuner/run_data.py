@@ -13,7 +13,8 @@ from finetuner.evaluation import EvaluationSet
 from finetuner.hold_out import hold_out
 from finetuner.pairs import Texts, labelled_together, read_rows
 from finetuner.runs import TRAIN_FILE, VALIDATION_FILE, evaluation_file
-from finetuner.training_set import prepare, split
+from finetuner.training_set import prepare
+from finetuner.validation_split import split
 
 
 def read_source(source: Any, store: DataStore, where: str) -> Texts:

@@ -23,7 +23,8 @@ from finetuner.models import load_model
 from finetuner.projection import principal_plane, turned
 from finetuner.states import Status
 from finetuner.submission import submit
-from finetuner.training_set import create_set, split_data
+from finetuner.training_set import create_set
+from finetuner.validation_split import split_data
 
 pytestmark = pytest.mark.slow
 _LIMIT = 3

@@ -59,7 +59,7 @@ ORDER = (
         "models",
     ),
     *("adaptation", "batching", "losses", "pair_losses", "objective", "optimization"),
-    *("training_set", "gradients", "collapse", "hard_negatives", "checkpoint"),
+    *("validation_split", "training_set", "gradients", "collapse", "hard_negatives", "checkpoint"),
     *("trainer", "training", "artifact", "onnx_export", "backends", "encoder", "batcher"),
     *("search", "projection", "evaluation", "quantization", "verdict", "states"),
     *("run_metrics", "runs", "run_summary"),
