@@ -24,7 +24,8 @@ from finetuner.device import resolve_device
 from finetuner.files import sync_file
 from finetuner.heartbeat import Say
 from finetuner.json_lines import count_lines, keep_lines
-from finetuner.loggers import LoggedRun, open_loggers
+from finetuner.logger_backends import LoggedRun
+from finetuner.loggers import open_loggers
 from finetuner.models import LoadedModel
 from finetuner.monitoring import BestWeights, StopWatch
 from finetuner.pairs import PairData, read_data

@@ -67,7 +67,7 @@ ORDER = (
     *("aliases", "targets", "alias_store", "alias_api", "retention"),
     *("encoder_cache", "serving_metrics", "encode_parameters", "watchdog", "text_index"),
     *("search_api", "encode_api"),
-    *("run_data", "loggers", "monitoring", "submission", "request_check"),
+    *("run_data", "logger_backends", "loggers", "monitoring", "submission", "request_check"),
     *("run_map", "run_evaluation", "publishing", "pace", "run_progress"),
     *("stopping", "worklog", "job", "worker"),
     *("run_queue", "silence", "interruption", "gpus", "worker_process", "supervisor"),

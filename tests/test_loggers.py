@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import orjson
 import pytest
 
-from finetuner import loggers
+from finetuner import logger_backends
 from finetuner.callback import (
     CALLBACKS,
     LoggingStep,
@@ -21,7 +21,8 @@ from finetuner.callback import (
 )
 from finetuner.config import CallbackConfig
 from finetuner.errors import ConfigError
-from finetuner.loggers import LoggedRun, RunLoggers, check_loggers, open_logger, open_loggers
+from finetuner.logger_backends import LoggedRun
+from finetuner.loggers import RunLoggers, check_loggers, open_logger, open_loggers
 from finetuner.schema import describe
 
 SETTINGS = {
@@ -205,7 +206,8 @@ def test_training_survives_the_end_of_wandbs_own_process(run):
     code = """
 import logging, os, pathlib, signal, subprocess, sys
 from finetuner.callback import WandBLogger
-from finetuner.loggers import LoggedRun, open_loggers
+from finetuner.logger_backends import LoggedRun
+from finetuner.loggers import open_loggers
 logging.basicConfig(format="LOG %(message)s", stream=sys.stdout)
 run = LoggedRun(pathlib.Path(sys.argv[1]), "r1", "quora", {})
 with open_loggers([WandBLogger()], run) as loggers:
@@ -301,8 +303,8 @@ class _Recorder:
 
 
 def _substitute(monkeypatch, make):
-    backend = loggers._Backend("tensorboard", make)
-    monkeypatch.setitem(loggers._BACKENDS, TensorBoardLogger, backend)
+    backend = logger_backends.Backend("tensorboard", make)
+    monkeypatch.setitem(logger_backends.BACKENDS, TensorBoardLogger, backend)
 
 
 def test_a_logger_that_breaks_says_so_once(run, monkeypatch, caplog):
@@ -367,7 +369,7 @@ def test_installed_loggers_pass():
 
 @pytest.mark.parametrize("callback", LOGGERS)
 def test_a_missing_package_is_refused_with_what_installs_it(callback, monkeypatch, tmp_path):
-    package = loggers._BACKENDS[type(callback)].package
+    package = logger_backends.BACKENDS[type(callback)].package
     # W&B leaves such a folder where it ran, and the import system takes it for a package.
     (tmp_path / package).mkdir()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
