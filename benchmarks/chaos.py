@@ -24,8 +24,9 @@ from pathlib import Path
 
 from chaos_checks import check_runs, n_resumes
 from chaos_clients import Clients, Ledger
-from chaos_faults import Storm
+from chaos_faults import FAULTS
 from chaos_service import Service, processes_over
+from chaos_storm import Storm
 from chaos_volume import Volume, enter_own_mounts
 from rich.console import Console
 from rich.table import Table
@@ -84,7 +85,14 @@ def stage(settings: Settings) -> Iterator[tuple[Storm, Clients]]:
             Service(volume.path, scratch, flow=flow, arguments=arguments)
             for flow in ("all.yml", "train.yml")
         )
-        storm = Storm(service, second, volume, seed=settings.seed, is_short=settings.is_short)
+        storm = Storm(
+            service,
+            second,
+            volume,
+            faults=FAULTS,
+            seed=settings.seed,
+            is_short=settings.is_short,
+        )
         clients = Clients(
             service.url,
             volume.path,
