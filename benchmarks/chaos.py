@@ -23,8 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from chaos_checks import check_runs, n_resumes
-from chaos_clients import Clients, Ledger
+from chaos_clients import Clients
 from chaos_faults import FAULTS
+from chaos_ledger import Ledger
 from chaos_service import Service, processes_over
 from chaos_storm import Storm
 from chaos_volume import Volume, enter_own_mounts

@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Iterator
 from itertools import pairwise
 
-from chaos_clients import Ledger, Plan
+from chaos_ledger import Ledger, Plan
 from workers.chaos_worker import (
     EVENTS_FILE,
     RESULT_FILE,

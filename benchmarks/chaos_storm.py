@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
-from chaos_clients import Weather
+from chaos_ledger import Weather
 from chaos_service import Part, Service, workers_of
 from chaos_volume import Kind, Volume
 
