@@ -1,6 +1,6 @@
 """Torment the service at random, by a seed, and check that it keeps what it promises.
 
-    python benchmarks/chaos.py [--seed 0] [--faults 200] [--runs 20] [--seconds 900] [--short]
+    python benchmarks/chaos.py [--seed 0] [--faults 200] [--runs 20] [--seconds 900]
 
 The real service runs over a small file system of its own. Its workers and parts are killed and frozen, its
 disk is filled, made read-only, taken away and cut off, checkpoints are torn, and a second service comes and
