@@ -1,7 +1,7 @@
 """What training data hold, for a person to look at before anything is trained.
 
-The counts are those of :func:`finetuner.data.prepare_training` and :func:`finetuner.pairs.prepare_pairs`, and
-are given for data too that these refuse.
+The counts are those of :func:`finetuner.data.prepare_training` and
+:func:`finetuner.clean_pairs.prepare_pairs`, and are given for data too that these refuse.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from enum import StrEnum
 from itertools import islice
 from typing import Any
 
+from finetuner.clean_pairs import clean_pairs, prepare_pairs
 from finetuner.data import LabelledTexts, fold, prepare_training
 from finetuner.errors import DataError
-from finetuner.pairs import TextPairs, Texts, clean_pairs, linked_pairs, prepare_pairs
+from finetuner.linked_texts import linked_pairs
+from finetuner.pairs import TextPairs, Texts
 
 _N_PREVIEWED = 20
 _N_LISTED = 20

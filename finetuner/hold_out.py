@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from finetuner.data import LabelledTexts, fold
 from finetuner.errors import DataError
-from finetuner.pairs import TextPairs, Texts, linked_pairs
+from finetuner.linked_texts import linked_pairs
+from finetuner.pairs import TextPairs, Texts
 
 # Whole labels are held out when there are so many with two texts or more.
 MIN_LABELS = 10

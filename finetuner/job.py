@@ -19,6 +19,7 @@ from finetuner.callback import (
     WiSEFTCallback,
 )
 from finetuner.checkpoint import CheckpointStore
+from finetuner.clean_pairs import PairData
 from finetuner.data import TrainingData
 from finetuner.device import resolve_device
 from finetuner.files import sync_file
@@ -28,7 +29,7 @@ from finetuner.logger_backends import LoggedRun
 from finetuner.loggers import open_loggers
 from finetuner.models import LoadedModel
 from finetuner.monitoring import BestWeights, StopWatch
-from finetuner.pairs import PairData, read_data
+from finetuner.pairs import read_data
 from finetuner.publishing import Publisher, keep_model, remove_leftovers
 from finetuner.run_evaluation import RunEvaluations
 from finetuner.run_metrics import METRICS_FILE, VERDICT_FILE, read_metrics

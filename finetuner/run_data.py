@@ -11,7 +11,8 @@ from finetuner.datastore import DataStore
 from finetuner.errors import ConfigError, DataError
 from finetuner.evaluation import EvaluationSet
 from finetuner.hold_out import hold_out
-from finetuner.pairs import Texts, labelled_together, read_rows
+from finetuner.linked_texts import labelled_together
+from finetuner.pairs import Texts, read_rows
 from finetuner.runs import TRAIN_FILE, VALIDATION_FILE, evaluation_file
 from finetuner.training_set import prepare
 from finetuner.validation_split import split

@@ -9,6 +9,7 @@ import torch
 
 from finetuner.adaptation import check_layer_wise_lr_decay
 from finetuner.checkpoint import CheckpointStore
+from finetuner.clean_pairs import PairData
 from finetuner.config import RunConfig
 from finetuner.data import TrainingData
 from finetuner.errors import ConfigError
@@ -16,7 +17,6 @@ from finetuner.models import LoadedModel
 from finetuner.objective import build_objective
 from finetuner.optimization import build_loss_optimizer, build_optimizer, build_scheduler
 from finetuner.pair_losses import Targets
-from finetuner.pairs import PairData
 from finetuner.trainer import Trainer, TrainingHooks
 from finetuner.training_set import create_set
 

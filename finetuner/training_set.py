@@ -10,13 +10,15 @@ import torch
 from numpy.typing import NDArray
 
 from finetuner.batching import BatchPlan
+from finetuner.clean_pairs import PairData, prepare_pairs
 from finetuner.config import RunConfig, Sampler
 from finetuner.data import LabelledTexts, TrainingData, prepare_training
 from finetuner.errors import ConfigError, DataError
+from finetuner.linked_texts import as_labelled
 from finetuner.losses import CENTRE_LOSSES
 from finetuner.objective import Need, needed_data
 from finetuner.pair_losses import Targets
-from finetuner.pairs import PairData, TextPairs, Texts, as_labelled, prepare_pairs
+from finetuner.pairs import TextPairs, Texts
 from finetuner.tokens import TextTokenizer, TokenTable
 
 Positions = NDArray[np.int64]

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from finetuner.clean_pairs import PairData
 from finetuner.config import RunConfig
 from finetuner.data import TrainingData
 from finetuner.errors import DataError
 from finetuner.losses import CENTRE_LOSSES
-from finetuner.pairs import PairData
 
 _MIN_PAIRS = 2
 

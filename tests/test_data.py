@@ -15,7 +15,7 @@ from finetuner.data import (
     write_jsonl,
 )
 from finetuner.errors import DataError
-from finetuner.pairs import as_labelled
+from finetuner.linked_texts import as_labelled
 
 
 @pytest.mark.parametrize(

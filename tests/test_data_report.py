@@ -6,9 +6,10 @@ from collections import Counter, defaultdict
 
 import pytest
 
+from finetuner.clean_pairs import prepare_pairs
 from finetuner.data import fold, prepare_training
 from finetuner.data_report import SizeBin, data_report, size_bins, trouble_of
-from finetuner.pairs import prepare_pairs, read_rows
+from finetuner.pairs import read_rows
 
 ROWS = [
     *(("A", 1), ("b", "1"), (" a ", 1.0), ("c", 2), ("d", 2), ("D", "2"), ("d", 2)),

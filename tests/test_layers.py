@@ -37,6 +37,8 @@ ORDER = (
         "gatekeeper",
         "data",
         "pairs",
+        "linked_texts",
+        "clean_pairs",
         "hold_out",
         "data_report",
         "csv_file",

@@ -7,20 +7,14 @@ import orjson
 import pytest
 from docarray import Document, DocumentArray
 
+from finetuner.clean_pairs import prepare_pairs
 from finetuner.csv_file import CSVOptions, read_csv
 from finetuner.data import LabelledTexts, write_jsonl
 from finetuner.datastore import DataStore
 from finetuner.errors import DataError
 from finetuner.experiment import wire_data
-from finetuner.pairs import (
-    TextPairs,
-    as_labelled,
-    labelled_together,
-    prepare_pairs,
-    read_data,
-    read_documents,
-    read_rows,
-)
+from finetuner.linked_texts import as_labelled, labelled_together
+from finetuner.pairs import TextPairs, read_data, read_documents, read_rows
 
 
 def _pairs(*rows):
