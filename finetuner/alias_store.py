@@ -212,6 +212,11 @@ class AliasStore:
         found = (self.find(name) for name in self._names())
         return tuple(alias for alias in found if alias is not None)  # one may be deleted meanwhile
 
+    def artifacts(self) -> tuple[Path, ...]:
+        """Return the artifacts that aliases point to and that are there."""
+        targets = [target for alias in self.list() for target in alias.targets]
+        return tuple(self.locate(target) for target in targets if self.is_there(target))
+
     def _write(self, alias: Alias) -> Alias:
         """Write an alias whose targets are all there still; the lock is held."""
         for target in alias.targets:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from finetuner.alias_api import AliasAPI
 from finetuner.alias_store import AliasStore
-from finetuner.aliases import Alias, Target, choose
 from finetuner.backends import Backend, EncoderPrecision
 from finetuner.batcher import Batcher, Job
 from finetuner.config import Device
@@ -24,6 +23,7 @@ from finetuner.encode_parameters import EncodeParameters, TextParameters
 from finetuner.encoder import Encoder
 from finetuner.encoder_cache import EncoderCache, Served
 from finetuner.errors import DeadlineExceededError, DigestMismatchError, UnavailableError
+from finetuner.named_models import NamedModels
 from finetuner.search_api import SearchAPI
 from finetuner.serving_metrics import EncodeMetrics
 from finetuner.vectors import shape_vectors
@@ -101,7 +101,6 @@ class EncodeAPI:
         max_queue_tokens: int = 100_000,
     ) -> None:
         self._aliases = AliasStore(workspace)
-        self.aliases = AliasAPI(self._aliases, warm=self._warm)
         n_cores = len(os.sched_getaffinity(0))
         is_cpu = device is Device.CPU
         # A batch a core, each on one thread, beats one batch on all: threads that share a small matrix
@@ -118,11 +117,13 @@ class EncodeAPI:
             device=device,
             precision=precision,
             n_threads=1 if is_cpu else None,
-            pinned=self._aliased,
+            pinned=self._aliases.artifacts,
             max_bytes=max_model_bytes,
         )
+        self._models = NamedModels(self._aliases, self._cache)
+        self.aliases = AliasAPI(self._aliases, warm=self._models.warm)
         self.search = SearchAPI(
-            workspace, cache=self._cache, batcher=self._batcher, find=self._locate
+            workspace, cache=self._cache, batcher=self._batcher, find=self._models.locate
         )
         self._metrics = EncodeMetrics(self._batcher, self._cache)
         self._shadows: set[asyncio.Future[None]] = set()
@@ -202,7 +203,7 @@ class EncodeAPI:
         :param parameters: Of the request.
         :raises FinetunerError: As :meth:`encode`.
         """
-        served = await self._find(parameters)
+        served = await self._models.find(parameters.artifact)
         tokens = await self._in_thread(
             lambda: served.encoder.tokenizer.explain(
                 _with_prompt(served, _checked(texts), parameters), truncate=parameters.truncate
@@ -221,17 +222,7 @@ class EncodeAPI:
 
     async def models(self) -> dict[str, Any]:
         """Return the finished runs and the aliases of the volume, and what is known of those loaded."""
-        return {"models": await asyncio.to_thread(self._models)}
-
-    def _models(self) -> list[dict[str, Any]]:
-        runs = self._cache.list()
-        by_id = {row["artifact_id"]: row for row in runs}
-        aliases = [alias for alias in self._aliases.list() if alias.target.artifact_id in by_id]
-        named = [
-            {**by_id[alias.target.artifact_id], "id": alias.name, "kind": "alias"}
-            for alias in aliases
-        ]
-        return [*runs, *named]
+        return {"models": await asyncio.to_thread(self._models.list)}
 
     def metrics(self) -> str:
         """Return counts and times, as Prometheus reads them."""
@@ -244,43 +235,10 @@ class EncodeAPI:
         self._watchdog.close()
         self._tokenizing.shutdown()
 
-    def _aliased(self) -> list[Path]:
-        """Return the artifacts that aliases point to, which stay loaded."""
-        targets = [target for alias in self._aliases.list() for target in alias.targets]
-        return [self._aliases.locate(t) for t in targets if self._aliases.is_there(t)]
-
-    def _warm(self, target: Target) -> None:
-        """Load what an alias shall point to, and run it once."""
-        self._cache.load(self._aliases.locate(target)).encoder.encode(["warm-up"])
-
-    def _locate(self, name: str | None, client: str) -> Path:
-        """Return where an artifact, an alias's choice for a client, or the default is."""
-        alias = None if name is None else self._aliases.find(name)
-        if alias is None:
-            return self._cache.find(name)
-        return self._aliases.locate(choose(alias, client or None), alias=alias.name)
-
-    async def _find(self, parameters: TextParameters) -> Served:
-        name = parameters.artifact
-        alias = None if name is None else self._aliases.find(name)
-        if alias is not None:
-            return await self._answering(alias, parameters)
-        if (served := self._cache.loaded(name)) is not None:
-            return served
-        return await asyncio.to_thread(self._cache.get, name)
-
-    async def _answering(self, alias: Alias, parameters: TextParameters) -> Served:
-        """Return whichever target of an alias answers; a replica that has not loaded it does so now."""
-        client = parameters.client if isinstance(parameters, EncodeParameters) else ""
-        path = self._aliases.locate(choose(alias, client or None), alias=alias.name)
-        if (served := self._cache.loaded_from(path)) is not None:
-            return served
-        return await asyncio.to_thread(self._cache.load, path)
-
     async def _prepare(
         self, texts: Texts, parameters: EncodeParameters, progress: Progress
     ) -> Prepared:
-        served = await self._find(parameters)
+        served = await self._models.find(parameters.artifact, parameters.client)
         progress.artifact = served.encoder.name
         started_at = time.perf_counter()
         if sum(len(text) for text in texts if isinstance(text, str | list)) < _FEW_CHARACTERS:

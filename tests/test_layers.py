@@ -68,7 +68,7 @@ ORDER = (
     *("identity", "run_keys", "run_index", "run_store", "starting_model", "resubmission", "space"),
     *("aliases", "targets", "alias_store", "alias_api", "retention"),
     *("encoder_cache", "serving_metrics", "encode_parameters", "watchdog", "text_index"),
-    *("search_api", "encode_api"),
+    *("named_models", "search_api", "encode_api"),
     *("run_data", "logger_backends", "loggers", "monitoring", "submission", "request_check"),
     *("run_map", "run_evaluation", "publishing", "pace", "run_progress"),
     *("stopping", "worklog", "job", "worker"),

@@ -1,0 +1,67 @@
+"""Which model answers to a name: a run's artifact, or whichever target an alias chooses."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from finetuner.alias_store import AliasStore
+from finetuner.aliases import Alias, Target, choose
+from finetuner.encoder_cache import EncoderCache, Served
+
+
+class NamedModels:
+    """The models of a volume, by the names that requests give.
+
+    :param aliases: The names that point to runs.
+    :param cache: Loads what is not loaded.
+    """
+
+    def __init__(self, aliases: AliasStore, cache: EncoderCache) -> None:
+        self._aliases, self._cache = aliases, cache
+
+    def locate(self, name: str | None, client: str) -> Path:
+        """Return where an artifact, an alias's choice for a client, or the default is.
+
+        :param name: As in :meth:`EncoderCache.get`, or an alias's; None for the default.
+        :param client: Who asks; empty when that is not known.
+        :raises ArtifactNotFound, RunInProgressError, RunFailedError: When there is no such artifact.
+        """
+        alias = None if name is None else self._aliases.find(name)
+        return self._cache.find(name) if alias is None else self._chosen(alias, client)
+
+    async def find(self, name: str | None, client: str = "") -> Served:
+        """Return the model of a name; a replica that has not loaded it does so now.
+
+        :param name: As of :meth:`locate`.
+        :param client: As there.
+        :raises ArtifactNotFound, RunInProgressError, RunFailedError: When there is no such artifact.
+        """
+        alias = None if name is None else self._aliases.find(name)
+        if alias is not None:
+            path = self._chosen(alias, client)
+            if (served := self._cache.loaded_from(path)) is not None:
+                return served
+            return await asyncio.to_thread(self._cache.load, path)
+        if (served := self._cache.loaded(name)) is not None:
+            return served
+        return await asyncio.to_thread(self._cache.get, name)
+
+    def _chosen(self, alias: Alias, client: str) -> Path:
+        return self._aliases.locate(choose(alias, client or None), alias=alias.name)
+
+    def warm(self, target: Target) -> None:
+        """Load what an alias shall point to, and run it once."""
+        self._cache.load(self._aliases.locate(target)).encoder.encode(["warm-up"])
+
+    def list(self) -> list[dict[str, Any]]:
+        """Return the finished runs and the aliases of the volume, and what is known of those loaded."""
+        runs = self._cache.list()
+        by_id = {row["artifact_id"]: row for row in runs}
+        aliases = [alias for alias in self._aliases.list() if alias.target.artifact_id in by_id]
+        named = [
+            {**by_id[alias.target.artifact_id], "id": alias.name, "kind": "alias"}
+            for alias in aliases
+        ]
+        return [*runs, *named]
