@@ -1,32 +1,36 @@
-"""What the EncoderExecutor answers: texts in, vectors out, with the name of the model that made them."""
+"""What the EncoderExecutor answers: many requests at once, each with its turn and its deadline."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from numpy.typing import NDArray
 
 from finetuner.alias_api import AliasAPI
 from finetuner.alias_store import AliasStore
 from finetuner.backends import Backend, EncoderPrecision
-from finetuner.batcher import Batcher, Job
+from finetuner.batcher import Batcher
 from finetuner.config import Device
-from finetuner.data import check_text
 from finetuner.encode_parameters import EncodeParameters, TextParameters
-from finetuner.encoder import Encoder
-from finetuner.encoder_cache import EncoderCache, Served
-from finetuner.errors import DeadlineExceededError, DigestMismatchError, UnavailableError
+from finetuner.encode_request import (
+    Encoded,
+    Prepared,
+    Texts,
+    check_fit,
+    explain,
+    shape,
+    token_ids_of,
+)
+from finetuner.encoder_cache import EncoderCache
+from finetuner.errors import DeadlineExceededError, UnavailableError
 from finetuner.named_models import NamedModels
 from finetuner.search_api import SearchAPI
 from finetuner.serving_metrics import EncodeMetrics
-from finetuner.vectors import shape_vectors
 from finetuner.watchdog import Watchdog
 
 # A batch that fits a core's cache is a fifth faster than one of four times its size; a GPU wants to be full.
@@ -37,34 +41,6 @@ _FEW_CHARACTERS = 2_000
 # Beyond so many that wait, a shadow is not asked: it must not slow down those who are answered.
 _FEW_TOKENS = 2_000
 _SHADOW = "shadow"
-
-Texts = Sequence[str] | Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Vectors, and what is to be said of them.
-
-    :param vectors: *Shape:* ``(n_texts, width)`` in the type asked for.
-    :param tags: Artifact, digest, backend, precision, dim, dtype, n_tokens, and where the time went.
-    """
-
-    vectors: NDArray[Any]
-    tags: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A request up to its token ids.
-
-    :param served: The model.
-    :param token_ids: Of each text.
-    :param tokenize_s: What that took.
-    """
-
-    served: Served
-    token_ids: Sequence[Sequence[int]]
-    tokenize_s: float
 
 
 @dataclass
@@ -184,7 +160,7 @@ class EncodeAPI:
         try:
             async with asyncio.timeout(parameters.timeout_s):
                 prepared = await self._prepare(texts, parameters, progress)
-                _check(prepared.served.encoder, parameters)
+                check_fit(prepared.served.encoder, parameters)
                 job = self._batcher.submit(
                     prepared.served.encoder, prepared.token_ids, client=parameters.client
                 )
@@ -194,7 +170,7 @@ class EncodeAPI:
             raise DeadlineExceededError(
                 f"not answered within timeout_s={parameters.timeout_s:g}"
             ) from exc
-        return _shaped(prepared, job, parameters)
+        return shape(prepared, job, parameters)
 
     async def tokenize(self, texts: Sequence[str], parameters: TextParameters) -> dict[str, Any]:
         """Return the tokens that a model sees of each text.
@@ -204,12 +180,8 @@ class EncodeAPI:
         :raises FinetunerError: As :meth:`encode`.
         """
         served = await self._models.find(parameters.artifact)
-        tokens = await self._in_thread(
-            lambda: served.encoder.tokenizer.explain(
-                _with_prompt(served, _checked(texts), parameters), truncate=parameters.truncate
-            )
-        )
-        return {**_named(served), "tokens": [[asdict(token) for token in row] for row in tokens]}
+        tokens: dict[str, Any] = await self._in_thread(lambda: explain(served, texts, parameters))
+        return tokens
 
     def ready(self) -> dict[str, Any]:
         """Answer when no model is stuck.
@@ -242,69 +214,10 @@ class EncodeAPI:
         progress.artifact = served.encoder.name
         started_at = time.perf_counter()
         if sum(len(text) for text in texts if isinstance(text, str | list)) < _FEW_CHARACTERS:
-            token_ids = _token_ids(served, texts, parameters)
+            token_ids = token_ids_of(served, texts, parameters)
         else:
-            token_ids = await self._in_thread(lambda: _token_ids(served, texts, parameters))
+            token_ids = await self._in_thread(lambda: token_ids_of(served, texts, parameters))
         return Prepared(served, token_ids, time.perf_counter() - started_at)
 
     async def _in_thread(self, function: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, function)
-
-
-def _check(encoder: Encoder, parameters: EncodeParameters) -> None:
-    """Refuse what this model cannot answer, before anything is computed."""
-    parameters.vector_options.check(encoder.dim, is_normalized=encoder.is_normalized)
-    digest = parameters.digest
-    if digest is not None and digest != encoder.digest:
-        raise DigestMismatchError(
-            f"`{encoder.name}` is served with the digest {encoder.digest}, not {digest[:80]}: its "
-            "vectors do not go with those made before; encode the index anew, or name the artifact "
-            "that has that digest"
-        )
-
-
-def _token_ids(
-    served: Served, texts: Texts, parameters: EncodeParameters
-) -> Sequence[Sequence[int]]:
-    tokenizer = served.encoder.tokenizer
-    if texts and not any(isinstance(text, str) for text in texts):
-        return tokenizer.check_token_ids(texts)
-    checked = _with_prompt(served, _checked(texts), parameters)
-    return tokenizer.tokenize(checked, truncate=parameters.truncate)
-
-
-def _checked(texts: Sequence[Any]) -> list[str]:
-    return [check_text(text, f"text {number}") for number, text in enumerate(texts, start=1)]
-
-
-def _with_prompt(served: Served, texts: list[str], parameters: TextParameters) -> list[str]:
-    prompt = parameters.prompt
-    if parameters.prompt_name is not None:
-        prompt = served.prompt(parameters.prompt_name)
-    return texts if prompt is None else [prompt + text for text in texts]
-
-
-def _shaped(prepared: Prepared, job: Job, parameters: EncodeParameters) -> Encoded:
-    served = prepared.served
-    vectors = shape_vectors(
-        job.vectors, parameters.vector_options, is_normalized=served.encoder.is_normalized
-    )
-    tags = {
-        **_named(served),
-        "backend": served.encoder.backend.value,
-        "precision": served.encoder.precision.value,
-        "dim": parameters.dimensions or served.encoder.dim,
-        "dtype": parameters.dtype.value,
-        "n_tokens": sum(map(len, prepared.token_ids)),
-        "tokenize_s": prepared.tokenize_s,
-        **asdict(job.timing),
-    }
-    return Encoded(vectors, tags)
-
-
-def _named(served: Served) -> Mapping[str, Any]:
-    return {
-        "artifact": served.encoder.name,
-        "artifact_id": served.artifact_id,
-        "digest": served.encoder.digest,
-    }
