@@ -1,35 +1,24 @@
 """Batches across requests: texts of like length side by side, whoever sent them, and nobody left waiting.
 
-A batch begins with the text whose turn it is: clients take turns, and the requests of a client take turns,
-so neither a large request nor a busy client holds the others up. It is then filled with the texts that are
-nearest in length among all that wait for the same model, up to a budget of tokens, padding counted. A free
-worker takes what is there at once and waits for nothing.
+A batch begins with the text whose turn it is, and is filled with the texts that are nearest in length among
+all that wait for the same model, up to a budget of tokens, padding counted. A free worker takes what is there
+at once and waits for nothing.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
-from bisect import bisect_left
-from collections import Counter, OrderedDict, deque
+from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from itertools import count
-from operator import attrgetter
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass
 
 from finetuner.errors import OverloadedError, UnavailableError
+from finetuner.text_queue import Embedder, Job, Text, TextQueue, TokenIds, Vectors
 
 logger = logging.getLogger(__name__)
 
-Vectors = NDArray[np.float32]
-TokenIds = Sequence[int]
 # Below this many tokens a batch is not shared among idle workers: its fixed cost would outweigh the gain.
 _SMALLEST_SHARE_TOKENS = 64
 # A batch is overdue after this, and after so many times what the measured rate lets expect.
@@ -39,33 +28,6 @@ _OVERDUE_FACTOR = 20.0
 _FIRST_OVERDUE_S = 60.0
 # How much the latest batch counts in the measured rate.
 _RATE_WEIGHT = 0.1
-
-
-class Embedder(Protocol):
-    """What turns token ids into vectors."""
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector."""
-
-    def embed_tokens(self, token_ids: Sequence[TokenIds], *, is_alone: bool = False) -> Vectors:
-        """Return the vectors of one batch, *Shape:* ``(n_texts, dim)`` float32.
-
-        :param token_ids: Of its texts.
-        :param is_alone: Whether nothing else is in work, so that it may take all cores.
-        """
-
-
-@dataclass
-class Timing:
-    """Where a request's time went.
-
-    :param queue_s: From its submission to its first batch, in seconds.
-    :param inference_s: Spent in the batches that held its texts, in seconds.
-    """
-
-    queue_s: float = 0.0
-    inference_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -97,43 +59,6 @@ class BatchCounts:
         )
 
 
-@dataclass(eq=False)
-class Job:
-    """One request in work.
-
-    :param embedder: The model asked for; the job keeps it alive until it has ended.
-    :param vectors: *Shape:* ``(n_texts, dim)`` float32; filled as batches end.
-    :param future: Gives ``vectors``; to cancel it takes its waiting texts out.
-    :param timing: Filled by the time the future is done.
-    """
-
-    embedder: Embedder
-    vectors: Vectors
-    future: Future[Vectors] = field(default_factory=Future)
-    timing: Timing = field(default_factory=Timing)
-    submitted_at: float = field(default_factory=time.monotonic)
-    waiting: deque[_Text] = field(default_factory=deque)
-    n_left: int = 0
-    has_started: bool = False
-    has_ended: bool = False
-
-
-@dataclass(eq=False)
-class _Text:
-    job: Job
-    position: int
-    token_ids: TokenIds
-    place: tuple[int, int]  # by length, then by arrival
-    is_waiting: bool = True
-
-    @property
-    def n_tokens(self) -> int:
-        return self.place[0]
-
-
-_BY_PLACE = attrgetter("place")
-
-
 class Batcher:
     """Embeds the texts of many requests on a few worker threads.
 
@@ -148,11 +73,7 @@ class Batcher:
     ) -> None:
         self._max_batch_tokens = max_batch_tokens
         self._max_queue_tokens = max_queue_tokens
-        self._turns: OrderedDict[str, deque[Job]] = OrderedDict()
-        # All waiting texts of a model by length, for the neighbours of the one whose turn it is.
-        self._by_length: dict[Embedder, list[_Text]] = {}
-        self._arrivals = count()
-        self._n_queued_tokens = 0
+        self._queue = TextQueue()
         self._tokens_per_second = 0.0
         self._counts = BatchCounts()
         self._n_idle = 0
@@ -170,7 +91,7 @@ class Batcher:
     @property
     def n_queued_tokens(self) -> int:
         """Tokens of the texts that wait for a batch."""
-        return self._n_queued_tokens
+        return self._queue.n_tokens
 
     @property
     def counts(self) -> BatchCounts:
@@ -202,23 +123,15 @@ class Batcher:
         :raises OverloadedError: When too much is waiting; none of the texts was taken.
         :raises UnavailableError: When the batcher is closed.
         """
-        job = Job(embedder, np.empty((len(token_ids), embedder.dim), dtype=np.float32))
-        for position, ids in enumerate(token_ids):
-            job.waiting.append(_Text(job, position, ids, (len(ids), next(self._arrivals))))
-        job.n_left = len(token_ids)
+        job = self._queue.new_job(embedder, token_ids)
         if not token_ids:
             job.future.set_result(job.vectors)
             return job
-        n_tokens = sum(text.n_tokens for text in job.waiting)
         with self._condition:
             if self._is_closed:
                 raise UnavailableError("the encoder is stopping")
-            self._check_room(n_tokens)
-            self._n_queued_tokens += n_tokens
-            by_length = self._by_length.setdefault(embedder, [])
-            by_length.extend(job.waiting)
-            by_length.sort(key=_BY_PLACE)
-            self._turns.setdefault(client, deque()).append(job)
+            self._check_room(job.n_tokens)
+            self._queue.add(job, client=client)
             self._condition.notify(len(token_ids))
         job.future.add_done_callback(lambda future: self._withdraw(job))
         return job
@@ -232,7 +145,7 @@ class Batcher:
             worker.join()
 
     def _check_room(self, n_tokens: int) -> None:
-        queued = self._n_queued_tokens
+        queued = self._queue.n_tokens
         if queued and queued + n_tokens > self._max_queue_tokens:
             wait_s = max(1, round(queued / (self._tokens_per_second or queued)))
             raise OverloadedError(
@@ -247,20 +160,22 @@ class Batcher:
                 return
             self._embed(batch, is_alone=is_alone)
 
-    def _next_batch(self) -> tuple[list[_Text], bool]:
+    def _next_batch(self) -> tuple[list[Text], bool]:
         """Wait for texts and take a batch of them; gives whether it is all that there is to do.
 
         The list is empty when there is nothing more to come.
         """
         with self._condition:
-            while not self._n_queued_tokens:
+            while not self._queue.n_tokens:
                 if self._is_closed:
                     return [], False
                 self._n_idle += 1
                 self._condition.wait()
                 self._n_idle -= 1
-            batch = self._take_with_neighbours(self._next_in_turn())
-            is_alone = not self._n_queued_tokens and self._n_idle == len(self._workers) - 1
+            share = self._queue.n_tokens // (self._n_idle + 1)
+            budget = min(self._max_batch_tokens, max(share, _SMALLEST_SHARE_TOKENS))
+            batch = self._queue.take(budget)
+            is_alone = not self._queue.n_tokens and self._n_idle == len(self._workers) - 1
         now = time.monotonic()
         for job in {text.job for text in batch}:
             if not job.has_started:
@@ -268,58 +183,13 @@ class Batcher:
                 job.timing.queue_s = now - job.submitted_at
         return batch, is_alone
 
-    def _next_in_turn(self) -> _Text:
-        """Return the next text of the next request of the next client, and move both to the end."""
-        while True:
-            client, jobs = next(iter(self._turns.items()))
-            self._turns.move_to_end(client)
-            job = jobs[0]
-            jobs.rotate(-1)
-            while job.waiting and not job.waiting[0].is_waiting:
-                job.waiting.popleft()
-            if job.waiting:
-                return job.waiting[0]
-            jobs.remove(job)
-            if not jobs:
-                del self._turns[client]
-
-    def _take_with_neighbours(self, first: _Text) -> list[_Text]:
-        """Take a text and those nearest to it in length, as many as the budget allows."""
-        texts = self._by_length[first.job.embedder]
-        share = self._n_queued_tokens // (self._n_idle + 1)
-        budget = min(self._max_batch_tokens, max(share, _SMALLEST_SHARE_TOKENS))
-        start = bisect_left(texts, first.place, key=_BY_PLACE)
-        end = start + 1
-        while start > 0 or end < len(texts):
-            to_shorter = first.n_tokens - texts[start - 1].n_tokens if start else math.inf
-            to_longer = texts[end].n_tokens - first.n_tokens if end < len(texts) else math.inf
-            grown = (start - 1, end) if to_shorter <= to_longer else (start, end + 1)
-            if texts[grown[1] - 1].n_tokens * (grown[1] - grown[0]) > budget:
-                break
-            start, end = grown
-        batch = texts[start:end]
-        self._remove(first.job.embedder, start, end)
-        return batch
-
-    def _remove(self, embedder: Embedder, start: int, end: int) -> None:
-        texts = self._by_length[embedder]
-        for text in texts[start:end]:
-            text.is_waiting = False
-            self._n_queued_tokens -= text.n_tokens
-        del texts[start:end]
-        if not texts:
-            del self._by_length[embedder]
-
     def _withdraw(self, job: Job) -> None:
         """Take out what still waits of a request that was cancelled or has failed."""
         with self._condition:
             job.has_ended = True
-            for text in job.waiting:
-                if text.is_waiting:
-                    place = bisect_left(self._by_length[job.embedder], text.place, key=_BY_PLACE)
-                    self._remove(job.embedder, place, place + 1)
+            self._queue.withdraw(job)
 
-    def _embed(self, batch: list[_Text], *, is_alone: bool = False) -> None:
+    def _embed(self, batch: list[Text], *, is_alone: bool = False) -> None:
         """Embed a batch; one that fails is halved until the text is found that it fails for."""
         started_at = time.monotonic()
         n_padded = max(text.n_tokens for text in batch) * len(batch)
@@ -341,7 +211,7 @@ class Batcher:
             self._in_work.pop(threading.get_ident(), None)
         self._deliver(batch, vectors, time.monotonic() - started_at)
 
-    def _deliver(self, batch: list[_Text], vectors: Vectors, took_s: float) -> None:
+    def _deliver(self, batch: list[Text], vectors: Vectors, took_s: float) -> None:
         for text, vector in zip(batch, vectors, strict=True):
             text.job.vectors[text.position] = vector
         lengths = [text.n_tokens for text in batch]

@@ -8,12 +8,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from finetuner.batcher import Job
 from finetuner.data import check_text
 from finetuner.encode_parameters import EncodeParameters, TextParameters
 from finetuner.encoder import Encoder
 from finetuner.encoder_cache import Served
 from finetuner.errors import DigestMismatchError
+from finetuner.text_queue import Job
 from finetuner.vectors import shape_vectors
 
 Texts = Sequence[str] | Sequence[Sequence[int]]
