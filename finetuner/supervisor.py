@@ -12,7 +12,6 @@ import logging
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +32,7 @@ from finetuner.interruption import Interruption, of_exit, of_silence
 from finetuner.run_queue import Queue
 from finetuner.run_store import RunStore
 from finetuner.runs import CANCELLED, STOPPED, Run
+from finetuner.settling import Settler, step_by_service
 from finetuner.silence import SilenceWatch
 from finetuner.space import Space, check_space, size_bytes_of
 from finetuner.states import Actor, State, Status
@@ -44,11 +44,6 @@ _SCAN_INTERVAL_S = 5.0
 # Below the 5 s that Jina gives an executor to close; a worker deep in a step does not hear SIGTERM.
 _STOP_TIMEOUT_S = 3.0
 _POLL_S = 0.05
-# Before a run goes on that the volume kept from being written, times its interruptions.
-_VOLUME_PAUSE_S = 10.0
-_LONGEST_PAUSE_S = 60.0
-# Before another try with a run whose worker was gone before it had claimed the run.
-_UNCLAIMED_PAUSE_S = 1.0
 
 
 class Supervisor:
@@ -75,7 +70,6 @@ class Supervisor:
         gpus: tuple[str, ...] | None = None,
     ) -> None:
         self._max_parallel_runs = max_parallel_runs
-        self._max_interruptions = max_interruptions
         self._hang_timeout_s = hang_timeout_s
         self._worker = worker
         self._gpus = visible_gpus() if gpus is None else gpus
@@ -83,10 +77,9 @@ class Supervisor:
         self._store = RunStore(workspace)
         self._queue = Queue(self._store)
         self._silences = SilenceWatch()
+        self._settler = Settler(max_interruptions)
         self._workers: dict[Path, WorkerProcess] = {}
-        self._not_before: dict[Path, float] = {}
         self._short_of: dict[Path, str] = {}
-        self._n_unasked: Counter[Path] = Counter()
         self._lock = threading.Lock()
         self._changed = threading.Event()
         self._closing = False
@@ -203,7 +196,7 @@ class Supervisor:
         for run in self._queue.waiting if n_free > 0 else []:
             if n_free <= 0:
                 break
-            if run.folder in self._workers or self._is_paused(run):
+            if run.folder in self._workers or self._settler.is_resting(run):
                 continue
             with suppress(NotFoundError, ConflictError):
                 state = run.state()
@@ -218,15 +211,12 @@ class Supervisor:
                 self._workers[run.folder] = WorkerProcess(run, state, self._worker, gpus)
                 n_free -= 1
 
-    def _is_paused(self, run: Run) -> bool:
-        return self._not_before.get(run.folder, 0) > time.monotonic()
-
     def _may_start(self, run: Run, state: State) -> bool:
         """Whether a run waits and has room; one that is wanted no more, or cannot be read, ends here."""
         if not state.status.is_waiting:
             return False
         if run.is_to_be_cancelled():  # by one that was gone before it could do so
-            _step(run, state, Status.CANCELLED, CANCELLED)
+            step_by_service(run, state, Status.CANCELLED, CANCELLED)
             return False
         try:
             config = run.config()
@@ -243,7 +233,7 @@ class Supervisor:
         except InsufficientSpaceError as exc:
             self._tell(exc)
             self._short_of[run.folder] = str(exc)
-            self._not_before[run.folder] = time.monotonic() + _VOLUME_PAUSE_S
+            self._settler.rest(run)
             return False
         self._short_of.pop(run.folder, None)
         return True
@@ -300,46 +290,5 @@ class Supervisor:
         is_expired: bool = False,
         begun_from: int | None = None,
     ) -> None:
-        """Give a true state to a run whose worker ended without doing so itself.
-
-        :param found: How it ended.
-        :param is_expired: Whether a claim counts as void though its process cannot be looked at.
-        :param begun_from: The number of the state that the worker was started for.
-        """
-        try:
-            state = run.state()
-        except RunNotFoundError:
-            return
-        if state.status.is_terminal:
-            return
-        if state.status.is_waiting:
-            if state.number != begun_from:
-                self._count_unasked(run, state, found)  # the worker has left it so itself
-                return
-            self._not_before[run.folder] = time.monotonic() + _UNCLAIMED_PAUSE_S
-        is_void = state.status.is_waiting or life_of(state.holder) is Life.DEAD or is_expired
-        if not is_void:
-            return  # another service on this volume was quicker; the run is its
-        if found.is_of_volume:
-            pause_s = min(_VOLUME_PAUSE_S * (state.n_interruptions + 1), _LONGEST_PAUSE_S)
-            self._not_before[run.folder] = time.monotonic() + pause_s
-        status, details, n = found.outcome(run, state, self._max_interruptions)
-        if status is not None:
-            with suppress(ConflictError):  # another service has settled it
-                _step(run, state, status, details, n_interruptions=n)
+        if self._settler.settle(run, found, is_expired=is_expired, begun_from=begun_from):
             self._scanned_at = float("-inf")  # it may go on at once
-
-    def _count_unasked(self, run: Run, state: State, found: Interruption) -> None:
-        """Give a run up one of whose processes ends each time: torchrun then asks the others to end."""
-        if not found.is_own_fault:
-            return
-        self._n_unasked[run.folder] += 1
-        if (n := self._n_unasked[run.folder]) >= self._max_interruptions:
-            details = f"One of its processes ended {n} times; see worker.txt"
-            _step(run, state, Status.FAILED, details)
-
-
-def _step(run: Run, state: State, status: Status, details: str, **changes: int) -> None:
-    run.step(state, status, details, actor=Actor.SERVICE, **changes)
-    if status is Status.CANCELLED:
-        run.clean_up()

@@ -343,7 +343,7 @@ def test_status_tells_how_many_runs_are_before(tmp_path, store, supervisor):
 
 
 def test_a_run_without_room_waits_and_says_so(tmp_path, store, spawned, worker_module, monkeypatch):
-    monkeypatch.setattr(supervisor_module, "_VOLUME_PAUSE_S", 0.2)
+    monkeypatch.setattr("finetuner.settling._VOLUME_PAUSE_S", 0.2)
     monkeypatch.setattr(supervisor_module, "_SCAN_INTERVAL_S", 0.2)
     run = create(store, "quick")
     service = Supervisor(tmp_path, worker=worker_module, quota_bytes=1)

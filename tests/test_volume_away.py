@@ -53,7 +53,7 @@ def volume(tmp_path):
 def supervisor(volume, tmp_path, monkeypatch):
     (tmp_path / "small_worker.py").write_text(WORKER)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(supervisor_module, "_VOLUME_PAUSE_S", 0.1)
+    monkeypatch.setattr("finetuner.settling._VOLUME_PAUSE_S", 0.1)
     # It would let no run begin on a disk this small.
     monkeypatch.setattr(supervisor_module, "check_space", lambda *_, **__: None)
     monkeypatch.setattr(supervisor_module, "_SCAN_INTERVAL_S", 0.3)
