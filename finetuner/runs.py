@@ -25,7 +25,7 @@ import codecs
 import contextlib
 import os
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,12 @@ from finetuner.errors import (
     RunNotFoundError,
     RunPreparingError,
 )
-from finetuner.files import file_version, make_folder, read_json, write_new_json
+from finetuner.files import read_json, write_new_json
 from finetuner.heartbeat import Beat, read_beat
 from finetuner.holder import own_name
 from finetuner.run_metrics import read_metrics
 from finetuner.schema import read
+from finetuner.state_files import StateFiles
 from finetuner.states import Actor, State, Status, check_step
 
 TRAIN_FILE = "train.jsonl"
@@ -55,7 +56,6 @@ MAP_FILE = "map.json"
 CHECKPOINTS = "checkpoints"
 HEARTBEAT_FILE = "heartbeat.json"
 CANCEL_FILE = "cancel.json"
-
 
 SUBMITTED = "Run submitted and awaits execution"
 STOPPED = "Stopped with the service; it goes on with it"
@@ -92,12 +92,6 @@ class Run:
         """Where the artifact is, or will be."""
         return self.folder / f"{self.name}.zip"
 
-    def _read(self, file_name: str) -> Any:
-        try:
-            return read_json(self.folder / file_name)
-        except FileNotFoundError as exc:
-            raise self._not_found() from exc
-
     def _not_found(self) -> RunNotFoundError:
         return RunNotFoundError(f"no run `{self.name}` in experiment `{self.experiment_name}`")
 
@@ -112,7 +106,9 @@ class Run:
         :raises FinetunerServerError: When the file is damaged.
         """
         try:
-            return dict(self._read("spec.json"))
+            return dict(read_json(self.folder / "spec.json"))
+        except FileNotFoundError as exc:
+            raise self._not_found() from exc
         except ValueError as exc:
             raise FinetunerServerError(
                 f"The file spec.json of run `{self.name}` in experiment `{self.experiment_name}` is "
@@ -133,7 +129,7 @@ class Run:
 
     def look(self) -> tuple[State, Beat | None]:
         """Return where the run is, as :meth:`state` does, and what its worker last said of its claim."""
-        state = self._state(self._newest_number())
+        state = self._newest()
         beat = self.beat(state) if state.status is Status.STARTED else None
         if beat is not None and beat.details:
             state = replace(state, details=beat.details)
@@ -144,44 +140,20 @@ class Run:
 
         :raises FileNotFoundError: When the run was deleted.
         """
-        # Asked for each run of a list: to join paths takes longer than to look at the disk.
-        return file_version(f"{self.folder}/states")
+        return StateFiles(self.folder).version()
 
     def history(self) -> list[State]:
         """Return all states that the run has been in, the present one last."""
-        return [self._state(number) for number in range(self._newest_number() + 1)]
-
-    def _state(self, number: int) -> State:
-        name = f"states/{number:06}.json"
         try:
-            return replace(read(State, self._read(name), name), number=number)
-        except ValueError as exc:
-            return State(Status.FAILED, f"The file {name} is damaged: {exc}", number=number)
-
-    def _newest_number(self) -> int:
-        try:
-            return max(self._numbers() or self._take_over_old_form())
-        except FileNotFoundError as exc:  # it was deleted, or is just being deleted
+            return StateFiles(self.folder).all()
+        except FileNotFoundError as exc:
             raise self._not_found() from exc
 
-    def _numbers(self) -> list[int]:
+    def _newest(self) -> State:
         try:
-            names = os.listdir(self.folder / "states")
-        except FileNotFoundError:
-            return []
-        return [int(name[:-5]) for name in names if name[0] != "."]
-
-    def _take_over_old_form(self) -> list[int]:
-        """Make the first state of a run of version 0.1.0, which had one file, replaced at each step.
-
-        :raises FileNotFoundError: When it has none of that either.
-        """
-        old = read(State, read_json(self.folder / "state.json"), "state.json")
-        content = asdict(old)
-        del content["number"]
-        with contextlib.suppress(FileExistsError):
-            write_new_json(make_folder(self.folder / "states") / "000000.json", content)
-        return [0]
+            return StateFiles(self.folder).newest()
+        except FileNotFoundError as exc:
+            raise self._not_found() from exc
 
     def beat(self, state: State) -> Beat | None:
         """Return the last heartbeat of the worker whose claim a state is; None when there is none."""
@@ -207,10 +179,8 @@ class Run:
         number = before.number + 1
         changes = {"holder": "", "gpus": "", **changes}
         state = replace(before, status=status, details=details, at=at, number=number, **changes)
-        content = asdict(state)
-        del content["number"]
         try:
-            write_new_json(self.folder / "states" / f"{number:06}.json", content)
+            StateFiles(self.folder).add(state)
         except (FileExistsError, FileNotFoundError) as exc:
             self.state()  # or it was deleted
             raise RunChangedError(

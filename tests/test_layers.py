@@ -64,7 +64,7 @@ ORDER = (
     *("validation_split", "training_set", "gradients", "collapse", "hard_negatives", "checkpoint"),
     *("trainer", "training", "artifact", "onnx_export", "backends", "encoder"),
     *("text_queue", "batcher"),
-    *("search", "projection", "evaluation", "quantization", "verdict", "states"),
+    *("search", "projection", "evaluation", "quantization", "verdict", "states", "state_files"),
     *("run_metrics", "runs", "run_summary"),
     *("identity", "run_keys", "run_index", "run_store", "starting_model", "resubmission", "space"),
     *("aliases", "targets", "alias_store", "alias_api", "retention"),
