@@ -217,7 +217,7 @@ def prepare_training(data: LabelledTexts) -> TrainingData:
     _check_complete(data)
     labels_of: dict[str, dict[str, str]] = {}
     for text, label in zip(data.texts, data.labels, strict=True):
-        assert label is not None  # noqa: S101 - _check_complete has refused these
+        assert label is not None  # _check_complete has refused these
         labels_of.setdefault(fold(text), {}).setdefault(label, text)
     kept = [
         (text, label)

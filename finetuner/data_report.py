@@ -214,7 +214,7 @@ def _of_scored(data: TextPairs) -> DataReport:
     for row, (first, second, score) in enumerate(
         zip(data.anchors, data.positives, data.scores, strict=True)
     ):
-        assert score is not None  # noqa: S101 - all are given, or none is
+        assert score is not None  # all are given, or none is
         key = tuple(sorted((fold(first), fold(second))))
         scores_of.setdefault(key, []).append((row, score))
     disputed = [found for found in scores_of.values() if len({score for _, score in found}) > 1]

@@ -127,7 +127,7 @@ class EncoderCache:
                 "executor was started without one"
             )
         if artifact is None:
-            assert self._default is not None  # noqa: S101 - checked above
+            assert self._default is not None  # checked above
             return self._default
         return self._store.find_artifact(artifact)
 

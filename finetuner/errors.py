@@ -93,7 +93,7 @@ class ModelNotFoundError(NotFoundError):
     """The backbone was found in none of the places searched."""
 
 
-class ArtifactNotFound(NotFoundError):  # noqa: N818 - the name that clients of the old API catch
+class ArtifactNotFound(NotFoundError):  # the name that clients of the old API catch
     """No artifact under that path, id or run name."""
 
 
@@ -167,7 +167,7 @@ class DataError(FinetunerError, ValueError):
     http_status = 422
 
 
-class CorruptedArtifact(FinetunerError, ValueError):  # noqa: N818 - as above
+class CorruptedArtifact(FinetunerError, ValueError):  # as above
     """An artifact is no zip, lacks files, or its files have changed."""
 
     http_status = 422

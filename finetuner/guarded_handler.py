@@ -112,7 +112,7 @@ class GuardedHandler:
         response, _ = result
         return response
 
-    async def Call(  # noqa: N802 - the name in Jina's protocol
+    async def Call(  # the name in Jina's protocol
         self, request_iterator: AsyncIterator[DataRequest], context: Any = None, *_: Any
     ) -> AsyncIterator[DataRequest]:
         """Serve a stream of requests, as ``jina.Client`` sends them."""

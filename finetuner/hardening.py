@@ -43,7 +43,7 @@ def harden_docarray() -> None:
 
     messages: Any = importlib.import_module(_MESSAGES)
     if not hasattr(messages.read_ndarray, "is_checked"):
-        read_checked.is_checked = True  # type: ignore[attr-defined]
+        read_checked.is_checked = True  # type: ignore[attr-defined]  # functions may have one
         messages.read_ndarray = read_checked
 
 

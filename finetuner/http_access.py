@@ -46,7 +46,7 @@ def add_access(app: FastAPI, gatekeeper: Gatekeeper, *, cors_origins: Sequence[s
         description.setdefault("components", {})["securitySchemes"] = schemes
         return {**description, "security": [{"token": []}]}
 
-    app.openapi = describe_with_tokens  # type: ignore[method-assign]
+    app.openapi = describe_with_tokens  # type: ignore[method-assign]  # FastAPI's own way to extend it
 
 
 def add_cors(app: FastAPI, cors_origins: Sequence[str]) -> None:

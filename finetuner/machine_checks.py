@@ -29,7 +29,7 @@ _N_SHOWN = 5
 _CPU_INFO = Path("/proc/cpuinfo")
 _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 _MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, not written
+_SHARED_MEMORY = Path("/dev/shm")
 _THREADS = "OMP_NUM_THREADS"
 # all-MiniLM-L6-v2 trains in 2 GB, BERT base in 6.
 _LITTLE_MEMORY_BYTES, _LEAST_MEMORY_BYTES = 6 * 10**9, 2 * 10**9

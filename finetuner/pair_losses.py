@@ -122,5 +122,5 @@ def _pair_cosines(embeddings: Tensor, targets: Targets) -> Tensor:
 
 
 def _scores(targets: Targets) -> Tensor:
-    assert targets.scores is not None  # noqa: S101 - the objective refuses data without scores
+    assert targets.scores is not None  # the objective refuses data without scores
     return targets.scores

@@ -45,7 +45,7 @@ def read(cls: type[T], data: object, where: str) -> T:
     """
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where} must be an object, got {_kind(data)}")
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is a dataclass
     for key in data:
         if key not in fields:
             raise ConfigError(
@@ -104,6 +104,7 @@ def convert(hint: Any, value: object, where: str) -> Any:
         item = typing.get_args(hint)[0]
         return tuple(convert(item, entry, f"{where}[{i}]") for i, entry in enumerate(value))
     if dataclasses.is_dataclass(hint):
+        # A class, not an instance of one, which is_dataclass would say yes to as well.
         return value if isinstance(value, hint) else read(hint, value, where)  # type: ignore[arg-type]
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return _to_enum(hint, value, where)
@@ -192,7 +193,7 @@ def _describe_hint(hint: Any) -> dict[str, Any]:
     if origin is tuple:
         return {"type": "array", "items": _describe_hint(typing.get_args(hint)[0])}
     if dataclasses.is_dataclass(hint):
-        return describe(hint)  # type: ignore[arg-type]
+        return describe(hint)  # type: ignore[arg-type]  # a class, as in convert
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return {"type": "string", "enum": [member.value for member in hint]}
     return {"type": _JSON_TYPES[origin or hint]}

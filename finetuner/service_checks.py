@@ -236,7 +236,7 @@ def clock(skew_s: Callable[[], float | None] | None = None) -> Look:
     year = datetime.now(UTC).year
     skew = (skew_s or _skew_s)()
     shown = datetime.now(UTC).isoformat(timespec="seconds")
-    if year < 2026:  # noqa: PLR2004 - when this was written
+    if year < 2026:  # when this was written
         return _PROBLEM, shown, "set the clock: certificates and the ages of runs go by it"
     if skew is not None and abs(skew) > _LARGEST_SKEW_S:
         return _WARNING, f"{shown}; the server's is {skew:+.0f} s", "let NTP set both clocks"

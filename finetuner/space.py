@@ -245,6 +245,7 @@ def _tensors_bytes(path: Path) -> int:
     """Return the size that a file's tensors have in 32 bits, whatever they have there."""
     try:
         with safe_open(path, framework="np") as file:
+            # What safe_open gives has `keys` and cannot be iterated itself.
             return sum(4 * math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     except SafetensorError:
         return _file_bytes(path)

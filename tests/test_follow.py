@@ -29,7 +29,7 @@ class Answers(HTTPServer):
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def do_GET(self):  # noqa: N802 - the name in the base class
+    def do_GET(self):  # the name in the base class
         self.server.asked.append(self.path)
         status, headers, body, is_broken = self.server.answers.pop(0)
         self.send_response(status)

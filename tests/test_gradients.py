@@ -197,7 +197,7 @@ def test_two_processes_give_the_gradient_of_one(
         *("--master-port", str(_free_port()), str(tmp_path / "rank.py")),
         *(str(tiny_model_folder), str(number), str(tmp_path / "texts"), str(tmp_path / "out.pt")),
     ]
-    done = subprocess.run(  # noqa: S603 - our own command
+    done = subprocess.run(
         command,
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         capture_output=True,

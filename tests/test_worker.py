@@ -92,7 +92,7 @@ class _Forked:
 
 
 def _start(run):
-    return subprocess.Popen(  # noqa: S603 - our own command
+    return subprocess.Popen(
         [sys.executable, "-m", "finetuner.worker", str(run.folder)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=(run.folder / "worker.txt").open("ab"),

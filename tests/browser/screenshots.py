@@ -20,10 +20,10 @@ from playwright.sync_api import sync_playwright
 _ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(_ROOT / "tests"), str(_ROOT)]
 
-from flows.conftest import Server  # noqa: E402
+from flows.conftest import Server  # noqa: E402 - found by the paths above
 
 import finetuner  # noqa: E402 - found by the paths above
-from finetuner.callback import EvaluationCallback  # noqa: E402
+from finetuner.callback import EvaluationCallback  # noqa: E402 - found by the paths above
 
 _EXAMPLES = _ROOT / "examples"
 _WIDTHS = (360, 1024, 1920)

@@ -26,7 +26,7 @@ class Collector(services.TraceServiceServicer):
     def __init__(self):
         self.spans, self._lock = [], threading.Lock()
 
-    def Export(self, request, _context):  # noqa: N802 - the name in the protocol
+    def Export(self, request, _context):  # the name in the protocol
         for resource in request.resource_spans:
             attributes = {a.key: a.value.string_value for a in resource.resource.attributes}
             for scope in resource.scope_spans:
