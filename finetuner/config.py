@@ -1,4 +1,4 @@
-"""Settings: of a run, of CSV reading, of where things lie."""
+"""Settings: of a run, and where things lie."""
 
 from __future__ import annotations
 
