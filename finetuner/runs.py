@@ -45,7 +45,7 @@ from finetuner.heartbeat import Beat, read_beat
 from finetuner.holder import own_name
 from finetuner.run_metrics import read_metrics
 from finetuner.schema import read
-from finetuner.state_files import StateFiles
+from finetuner.state_files import StateFiles, states_version
 from finetuner.states import Actor, State, Status, check_step
 
 TRAIN_FILE = "train.jsonl"
@@ -140,7 +140,7 @@ class Run:
 
         :raises FileNotFoundError: When the run was deleted.
         """
-        return StateFiles(self.folder).version()
+        return states_version(self.folder)
 
     def history(self) -> list[State]:
         """Return all states that the run has been in, the present one last."""

@@ -13,6 +13,16 @@ from finetuner.schema import read
 from finetuner.states import State, Status
 
 
+def states_version(folder: Path) -> tuple[int, int]:
+    """Return what changes when a run makes a step, or its folder becomes another run's.
+
+    :param folder: The run's.
+    :raises FileNotFoundError: When the run was deleted.
+    """
+    # Asked for each run of a list: to join paths or make objects takes longer than to look at the disk.
+    return file_version(f"{folder}/states")
+
+
 @dataclass(frozen=True)
 class StateFiles:
     """The states of one run.
@@ -21,14 +31,6 @@ class StateFiles:
     """
 
     folder: Path
-
-    def version(self) -> tuple[int, int]:
-        """Return what changes when a file is added, or the folder becomes another run's.
-
-        :raises FileNotFoundError: When the run was deleted.
-        """
-        # Asked for each run of a list: to join paths takes longer than to look at the disk.
-        return file_version(f"{self.folder}/states")
 
     def newest(self) -> State:
         """Return the last state.
