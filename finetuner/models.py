@@ -107,6 +107,7 @@ class EmbeddingModel(nn.Module):
     @property
     def width(self) -> int:
         """Length of a token vector."""
+        # transformers types a config's fields as whatever a module may hold
         return int(self.backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
 
     @property
@@ -143,7 +144,10 @@ class EmbeddingModel(nn.Module):
         """
         options = {"use_reentrant": False}  # the other kind needs inputs with a gradient
         try:
-            self.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs=options)  # type: ignore[operator]
+            # torch types each attribute of a module as tensor or module
+            self.backbone.activation_checkpointing_enable(  # type: ignore[operator]
+                activation_checkpointing_kwargs=options
+            )
         except ValueError as exc:
             raise ConfigError(f"this model has no gradient checkpointing: {exc}") from exc
 
@@ -317,6 +321,7 @@ def save_model(
     model = loaded.model
     if hasattr(model.backbone, "peft_config"):
         raise FinetunerServerError("The model cannot be saved", "its LoRA was not merged")
+    # torch types each attribute of a module as tensor or module
     model.backbone.save_pretrained(folder)  # type: ignore[operator]
     loaded.hf_tokenizer.backend_tokenizer.no_truncation()
     loaded.hf_tokenizer.backend_tokenizer.no_padding()

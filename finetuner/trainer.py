@@ -306,7 +306,7 @@ class Trainer:
 
     @torch.no_grad()
     def _mine(self) -> None:
-        assert self._config.hard_negatives is not None  # noqa: S101 - the caller asked
+        assert self._config.hard_negatives is not None  # the caller has asked
         lengths = self._set.tokens.lengths
         order = np.argsort(lengths, kind="stable")
         embeddings = np.empty((len(lengths), self._model.dim), dtype=np.float32)
