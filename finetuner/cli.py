@@ -10,6 +10,7 @@ import typer
 from finetuner import __version__
 from finetuner.alias_command import alias
 from finetuner.client import NO_TOKEN, server_url, token
+from finetuner.corpus_command import encode_corpus
 from finetuner.data_command import data_app
 from finetuner.doctor_command import doctor
 from finetuner.encode_command import encode
@@ -72,6 +73,7 @@ app.command()(serve)
 app.command()(fit)
 register(app)
 app.command()(encode)
+app.command()(encode_corpus)
 app.command()(alias)
 app.command()(doctor)
 app.command()(gc)

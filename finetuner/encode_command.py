@@ -18,10 +18,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from finetuner.client import Client
 from finetuner.command_errors import reported
-from finetuner.config import Device, workspace_dir
+from finetuner.config import Device
 from finetuner.errors import ConfigError, DataError, OverloadedError, UnavailableError
 from finetuner.follow import Patience
-from finetuner.named_run import complete_served
+from finetuner.named_run import complete_served, local_artifact
 from finetuner.vector_files import Format, Vectors, opened
 
 _BOM = b"\xef\xbb\xbf"
@@ -202,12 +202,9 @@ def _local(
     """
     # Late: torch takes a second to load, which the server's clients need not wait for.
     from finetuner.inference import get_model
-    from finetuner.run_store import RunStore
 
-    path = Path(model).expanduser()
-    if not path.exists():
-        path = RunStore(workspace_dir()).find_artifact(model)
-    encoder = get_model(str(path), device=device and device.value, precision=precision)
+    path = str(local_artifact(model))
+    encoder = get_model(path, device=device and device.value, precision=precision)
     if name is not None:
         if name not in encoder.prompts:
             there = ", ".join(encoder.prompts) or "none"

@@ -80,7 +80,9 @@ def get_model(
 
     chosen = convert(EncoderPrecision, precision, "precision")
     backend = Backend.ONNX if is_onnx or chosen.variant is not None else Backend.TORCH
-    return load_encoder(Path(artifact), backend=backend, device=_device(device), precision=chosen)
+    return load_encoder(
+        Path(artifact), backend=backend, device=choose_device(device), precision=chosen
+    )
 
 
 def build_model(
@@ -110,11 +112,16 @@ def build_model(
         raise ConfigError("a backbone has no ONNX graph; fit with to_onnx=True and use get_model")
     options = read_options(model_options or {})
     loaded = load_model(locate(name, workspace_dir()), options)
-    loaded.model.to(resolve_device(_device(device))[0])
+    loaded.model.to(resolve_device(choose_device(device))[0])
     return torch_encoder(loaded, name=name)
 
 
-def _device(device: str | None) -> Any:
+def choose_device(device: str | None) -> Device:
+    """Return the device that was asked for, or what the machine has.
+
+    :param device: ``cpu`` or ``cuda``; cuda where there is one when None.
+    :raises ConfigError: When it is neither.
+    """
     import torch
 
     from finetuner.device import resolve_device
@@ -122,7 +129,7 @@ def _device(device: str | None) -> Any:
 
     if device is None:
         return Device.CUDA if torch.cuda.is_available() else Device.CPU
-    chosen = convert(Device, device, "device")
+    chosen: Device = convert(Device, device, "device")
     _, warning = resolve_device(chosen)
     if warning:
         warnings.warn(warning, RuntimeWarning, stacklevel=3)

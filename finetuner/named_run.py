@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from finetuner.client import Client, run_path
-from finetuner.config import DEFAULT_EXPERIMENT
+from finetuner.config import DEFAULT_EXPERIMENT, workspace_dir
 from finetuner.errors import ConfigError, FinetunerError
 from finetuner.run import Run
 
@@ -65,6 +66,19 @@ def named(text: str) -> NamedRun:
     if not name or (slash and not experiment) or "/" in experiment:
         raise ConfigError(f"a run is named `name` or `experiment/name`; got `{text}`")
     return NamedRun(name, experiment or DEFAULT_EXPERIMENT)
+
+
+def local_artifact(text: str) -> Path:
+    """Return the artifact on this machine that a word of the command line names.
+
+    :param text: A file or folder; else a run of this machine's workspace.
+    :raises ArtifactNotFound: When it is neither.
+    """
+    # Late: the store takes its time to load, which other verbs need not wait for.
+    from finetuner.run_store import RunStore
+
+    path = Path(text).expanduser()
+    return path if path.exists() else RunStore(workspace_dir()).find_artifact(text)
 
 
 def shown_name(name: str, experiment_name: str) -> str:

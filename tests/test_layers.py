@@ -70,6 +70,8 @@ ORDER = (
     *("aliases", "targets", "alias_store", "alias_api", "retention"),
     *("encoder_cache", "serving_metrics", "encode_parameters", "encode_request"),
     *("watchdog", "text_index", "named_models", "search_api", "encode_api"),
+    *("corpus_files", "corpus_parts", "corpus_lines", "corpus_parquet", "corpus_rows"),
+    *("corpus_output", "corpus"),
     *("run_data", "logger_backends", "loggers", "monitoring", "submission", "request_check"),
     *("run_map", "run_evaluation", "publishing", "pace", "run_progress"),
     *("stopping", "worklog", "job", "worker"),
@@ -98,7 +100,7 @@ LIGHT = (
 # The edge: the gateway, the service and the command line.
 EDGE = (
     *("alias_command", "alias_routes", "cli", "data_command", "data_routes"),
-    *("encode_routes", "flow_calls", "http_api"),
+    *("corpus_command", "encode_routes", "flow_calls", "http_api"),
     *("http_messages", "http_metrics", "hub_routes", "openai_routes", "openapi"),
     *("availability", "connections", "direct", "gc_command", "overload", "parts", "serve"),
     *("log_tail", "log_format", "request_log", "page_routes", "search_routes", "stream_routes"),
