@@ -106,6 +106,7 @@ class Corpus:
         self, inputs: Sequence[str], output: str, *, artifact: Path, options: CorpusOptions
     ) -> None:
         self._began_at = time.monotonic()
+        self.options, self.artifact = options, artifact
         files = list_files(inputs, options.format)
         rows_per_part = options.rows_per_part
         self.parts = list(parts_of(files, options.columns, rows_per_part=rows_per_part))
@@ -157,12 +158,20 @@ class PartEncoder:
     :param artifact: The zip of a run, or the folder inside one.
     :param output: Where to.
     :param options: How.
+    :param n_threads: Of a CPU; one for each core when None.
     """
 
-    def __init__(self, artifact: Path, output: CorpusOutput, options: CorpusOptions) -> None:
+    def __init__(
+        self,
+        artifact: Path,
+        output: CorpusOutput,
+        options: CorpusOptions,
+        *,
+        n_threads: int | None = None,
+    ) -> None:
         is_cpu = options.device is Device.CPU
         # A thread for each core, each with its own texts, is faster than one text shared by all.
-        self._n_lanes = len(os.sched_getaffinity(0)) if is_cpu else 1
+        self._n_lanes = n_threads or len(os.sched_getaffinity(0)) if is_cpu else 1
         self._encoder = load_encoder(
             artifact,
             backend=options.backend,

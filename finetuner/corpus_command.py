@@ -59,9 +59,16 @@ def encode_corpus(
     precision: Annotated[EncoderPrecision, typer.Option()] = EncoderPrecision.FP32,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts embedded at once at most.")] = 64,
     rows_per_part: Annotated[int, typer.Option(min=1, help="Rows of a file of OUTPUT.")] = 16_384,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT of a Ray cluster; auto for this machine's; or local."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="With --ray: each holds the model.")] = 2,
+    cpus_per_worker: Annotated[int, typer.Option(min=1, help="With --ray.")] = 1,
+    gpus_per_worker: Annotated[float, typer.Option(min=0, help="With --ray.")] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Embed a corpus of any size, in constant memory, on this machine.
+    """Embed a corpus of any size, in constant memory, here or on a cluster.
 
     OUTPUT gets part-*.parquet, with the columns id and embedding, and
     _skipped-*.jsonl with the rows that have no text, and why. Whatever
@@ -73,10 +80,13 @@ def encode_corpus(
     finetuner encode-corpus texts.csv vectors --artifact my-run
     finetuner encode-corpus 'shards/*.parquet' vectors --artifact my-run.zip \\
         --text-column body --id-column url --dtype float16
+    finetuner encode-corpus '/mnt/texts/*.jsonl' /mnt/vectors --artifact /mnt/my-run.zip \\
+        --ray head:6379 --workers 8 --device cuda --gpus-per-worker 1
     """
     # Late: torch takes seconds to load, and --help needs none of it.
     from finetuner.corpus import Corpus, CorpusOptions
     from finetuner.corpus_parts import Columns
+    from finetuner.corpus_ray import RayOptions, encode_on_ray
     from finetuner.inference import choose_device
     from finetuner.vectors import VectorOptions
 
@@ -94,8 +104,9 @@ def encode_corpus(
             device=choose_device(device and device.value),
             precision=precision,
         )
+        where = ray and RayOptions(ray, workers, cpus_per_worker, gpus_per_worker)
         corpus = Corpus(inputs, output, artifact=local_artifact(artifact), options=options)
-        _encode(corpus, errors)
+        _encode(corpus, encode_on_ray(corpus, where) if where else corpus.encode(), errors)
         summary = corpus.finish()
     if as_json:
         typer.echo(orjson.dumps(asdict(summary), option=orjson.OPT_INDENT_2))
@@ -113,13 +124,13 @@ def _check_pyarrow() -> None:
         raise ConfigError("Parquet needs pyarrow: `pip install 'finetuner-flow[corpus]'`") from exc
 
 
-def _encode(corpus: Corpus, console: Console) -> None:
+def _encode(corpus: Corpus, parts: Iterator[PartDone], console: Console) -> None:
     n_before = corpus.n_rows - sum(part.n_rows for part in corpus.waiting)
     if n_before:
         console.print(f"{n_before:,} of {corpus.n_rows:,} rows are there already")
     with _shown(corpus.n_rows, n_before, console) as report:
         try:
-            for done in corpus.encode():
+            for done in parts:
                 report.add(done)
         except KeyboardInterrupt:
             console.print("Stopped. What is written stays: the same command goes on from there.")
