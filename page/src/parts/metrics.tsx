@@ -125,7 +125,7 @@ function MetricTable({ epochs, caption }: { epochs: Epoch[]; caption: string }) 
       <thead>
         <tr>
           <th scope="col">Metric</th>
-          {["Before", "After", "Change", "Best", "in epoch"].map((name) => <th scope="col" class="number">{name}</th>)}
+          {["Before", "After", "Change", "Best", "in\u00a0epoch"].map((name) => <th scope="col" class="number">{name}</th>)}
         </tr>
       </thead>
       <tbody>
