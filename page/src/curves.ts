@@ -107,6 +107,11 @@ export function captionsOf(epochs: Epoch[]): string[] {
   return [...found];
 }
 
+/** Return how high a metric can get; undefined for the one without a bound. */
+export function mostOf(metric: string): number | undefined {
+  return metric === "dcg_at_k" ? undefined : 1;
+}
+
 export function metricName(caption: string, metric: string): string {
   return caption ? `${caption}_${metric}` : metric;
 }

@@ -26,6 +26,8 @@ export interface ChartOptions {
   yRange?: [number, number];
   /** The vertical axis begins at 0 and goes at least this far. */
   leastY?: number;
+  /** The vertical axis goes no further than this. */
+  mostY?: number;
   /** How long the horizontal axis is at least, to the left of the last point. */
   leastX?: number;
   digits?: number;
@@ -121,9 +123,18 @@ function settings(options: ChartOptions, width: number): uPlot.Options {
   };
 }
 
-function vertical({ yRange, leastY }: ChartOptions): uPlot.Scale {
+function vertical({ yRange, leastY, mostY = Infinity }: ChartOptions): uPlot.Scale {
   if (yRange) return { range: yRange };
-  return leastY === undefined ? {} : { range: (_, __, high) => [0, Math.max(leastY, 1.1 * (high ?? 0))] };
+  if (leastY !== undefined) return { range: (_, __, high) => [0, Math.max(leastY, 1.1 * (high ?? 0))] };
+  return {
+    range: (_, low, high) => {
+      if (low === null) return [low, high]; // nothing yet
+      // A level curve lies in the middle, where uPlot would begin the axis at 0.
+      const room = low === high ? 0.1 * Math.abs(low) || 1 : 0;
+      const [from, to] = uPlot.rangeNum(low - room, high + room, 0.1, true);
+      return [from, to === null ? to : Math.min(to, mostY)];
+    },
+  };
 }
 
 function horizontal({ leastX }: ChartOptions): uPlot.Scale {

@@ -1,7 +1,7 @@
 // The nine metrics by epoch, with the model before training as a dashed line.
 import type { ComponentChildren } from "preact";
 import { useState } from "preact/hooks";
-import { captionsOf, evaluationsByPlace, metricName, METRICS, summaryOf } from "../curves";
+import { captionsOf, evaluationsByPlace, metricName, METRICS, mostOf, summaryOf } from "../curves";
 import { capital, change, fixed, number, words } from "../format";
 import { type Epoch, evaluationsOf, hasEnded, type RunRecord } from "../records";
 import { Card, Code, Empty, Loading, Table } from "./basics";
@@ -54,7 +54,7 @@ export function MetricsCard({ run, epochs, isThere, n_steps }: MetricsProps) {
   const { caption, metric, fields } = useMetricChoice(captions, true);
   if (!captions.length) return <Card title="Metrics">{isThere ? <None run={run} /> : <Loading what="Loading the metrics" />}</Card>;
   const chart = (each: string, isSmall = false) => (
-    <MetricChart epochs={epochs} name={metricName(caption, each)} title={words(each)} n_steps={n_steps} isSmall={isSmall} />
+    <MetricChart epochs={epochs} caption={caption} metric={each} n_steps={n_steps} isSmall={isSmall} />
   );
   return (
     <Card title="Metrics" actions={fields}>
@@ -92,16 +92,16 @@ function None({ run }: { run: RunRecord }) {
 
 interface MetricChartProps {
   epochs: Epoch[];
-  name: string;
-  title: string;
+  caption: string;
+  metric: string;
   n_steps?: number;
   isSmall?: boolean;
 }
 
-function MetricChart({ epochs, name, title, n_steps, isSmall }: MetricChartProps) {
-  return (
-    <Chart xLabel="epoch" yLabel={title} curves={metricCurves(epochs, name, n_steps)} countsX isPlain={isSmall} height={isSmall ? 150 : metricHeight()} />
-  );
+function MetricChart({ epochs, caption, metric, n_steps, isSmall }: MetricChartProps) {
+  const curves = metricCurves(epochs, metricName(caption, metric), n_steps);
+  const height = isSmall ? 150 : metricHeight();
+  return <Chart xLabel="epoch" yLabel={words(metric)} curves={curves} mostY={mostOf(metric)} countsX isPlain={isSmall} height={height} />;
 }
 
 /** Return how high a curve of a metric is: on a wide screen as high as the table beside it. */

@@ -1,7 +1,7 @@
 // Several runs beside each other: curves, metrics, and the settings that differ.
 import { useSignal } from "@preact/signals";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
-import { captionsOf, evaluationsByPlace, inOrder, metricName, METRICS, smoothed, summaryOf, thinned } from "../curves";
+import { captionsOf, evaluationsByPlace, inOrder, metricName, METRICS, mostOf, smoothed, summaryOf, thinned } from "../curves";
 import { fixed, words } from "../format";
 import { fromJson, useFollowed, useNewLines, usePolled } from "../live";
 import { Card, Empty, ErrorNote, Loading, OutcomeBadge, StatusBadge, Table } from "../parts/basics";
@@ -151,7 +151,7 @@ function Metrics({ keys, all }: Several) {
   return (
     <Card title="Metrics" actions={fields}>
       <div class={keys.length === 2 ? "beside" : "stack"}>
-        <Chart xLabel="epoch" yLabel={words(metric)} curves={curves} countsX height={metricHeight()} />
+        <Chart xLabel="epoch" yLabel={words(metric)} curves={curves} mostY={mostOf(metric)} countsX height={metricHeight()} />
         <div class="stack near">
           <MetricTable keys={keys} all={all} caption={caption} />
           <small>★ marks the best of a row. Runs that were evaluated with different data cannot be compared by these figures.</small>

@@ -110,7 +110,7 @@ function Training({ form, change, problems, dataForm }: Group & { dataForm?: str
   const suggested = dataForm ? recommendedLoss(dataForm) : undefined;
   const fits = !suggested || !loss || loss.forms.includes(dataForm!);
   return (
-    <div class="fields">
+    <div class="fields four">
       <TextField
         label="Model" value={form.model} onChange={(model) => change({ model })} suggestions={MODELS} problems={problems("model")}
         hint={MODELS.find(({ name }) => name === form.model)?.says ?? "a short name, a Hugging Face id or a folder of the server"}
