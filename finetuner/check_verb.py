@@ -42,7 +42,8 @@ def check(**arguments: Any) -> dict[str, Any]:
     :returns: ``problems`` and ``warnings``, each with ``field`` and ``message``; ``config``, all settings
         with their defaults, or None where some cannot be read; ``train_data``, counts, repetitions and
         contradictions, the sizes of labels and the first rows; ``evaluation``, its sizes; ``size_bytes``
-        that the run would need and ``free_bytes`` that there are.
+        that the run would need and ``free_bytes`` that there are; ``has_gpu``, whether the server can train
+        on one.
     :raises DataError: When a file that is read here, or a DocumentArray, cannot be used at all.
     :raises UnavailableError: When no server answers.
     """

@@ -187,6 +187,7 @@ CHECKED = _answer(
         evaluation=_or_null(_object(n_queries=_NUMBER, n_index=_NUMBER, n_labels=_NUMBER)),
         size_bytes=_NUMBER,
         free_bytes=_NUMBER,
+        has_gpu={"type": "boolean"},
     ),
 )
 _ENCODE_PARAMETERS = describe(EncodeParameters)

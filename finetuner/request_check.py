@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
 from finetuner.callback import EvaluationCallback
-from finetuner.config import RunConfig
+from finetuner.config import Device, RunConfig
 from finetuner.config_problems import PartlyRead, Problem, default_of, is_clear, read_partly
 from finetuner.data import LabelledTexts
 from finetuner.data_report import DataReport, Form, data_report, trouble_of
@@ -103,7 +103,13 @@ def check_request(
         "evaluation": _sizes(sets[0]) if sets else None,
         "size_bytes": needed.total_bytes,
         "free_bytes": space.free_bytes(),
+        "has_gpu": _has_gpu(),
     }
+
+
+def _has_gpu() -> bool:
+    _, warning = resolve_device(Device.CUDA)
+    return warning is None
 
 
 def _check_settings(

@@ -4,6 +4,7 @@ import random
 
 import orjson
 import pytest
+import torch
 
 from finetuner.config import RunConfig
 from finetuner.data_report import data_report
@@ -62,6 +63,16 @@ def test_a_request_without_a_problem(space):
     needed = footprint(submitted.config(), space.workspace, data_bytes=data_bytes)
     assert found["size_bytes"] == needed.total_bytes
     assert found["free_bytes"] > 0
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_whether_there_is_a_gpu_is_told_whatever_device_is_asked_for(space, monkeypatch, has_gpu):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    for device in ("cpu", "cuda"):
+        found = check_request(request(device=device, precision="fp32"), space)
+        warned = [warning["field"] for warning in found["warnings"]]
+        assert found["has_gpu"] is has_gpu
+        assert ("device" in warned) is (device == "cuda" and not has_gpu)
 
 
 def test_what_is_held_out_is_counted(space):

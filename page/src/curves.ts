@@ -44,6 +44,12 @@ export function decimated(y: number[], n_most: number): number[] {
   return [...chosen].sort((a, b) => a - b);
 }
 
+/** Return at most so many points that show the same curve. */
+export function thinned(x: number[], y: number[], n_most: number): Points {
+  const places = decimated(y, n_most);
+  return { x: places.map((place) => x[place]!), y: places.map((place) => y[place]!) };
+}
+
 /** Return texts a second by step, each over the steps of its epoch before it, at most so many. */
 export function throughput(steps: Step[], n_steps: number): Points {
   const result: Points = { x: [], y: [] };
@@ -99,6 +105,11 @@ export function captionsOf(epochs: Epoch[]): string[] {
     if (metric) found.add(name === metric ? "" : name.slice(0, -metric.length - 1));
   }
   return [...found];
+}
+
+/** Return how high a metric can get; undefined for the one without a bound. */
+export function mostOf(metric: string): number | undefined {
+  return metric === "dcg_at_k" ? undefined : 1;
 }
 
 export function metricName(caption: string, metric: string): string {

@@ -19,7 +19,8 @@ export interface Form {
   batch_size: string;
   num_items_per_class: string;
   seed: string;
-  device: "cuda" | "cpu";
+  /** `auto` for a GPU where the server has one. */
+  device: "auto" | "cuda" | "cpu";
   to_onnx: boolean;
   run_name: string;
   experiment_name: string;
@@ -41,7 +42,7 @@ export const RECOMMENDED: Form = {
   batch_size: "64",
   num_items_per_class: "2",
   seed: "",
-  device: "cuda",
+  device: "auto",
   to_onnx: true,
   run_name: "",
   experiment_name: "",
@@ -119,8 +120,12 @@ function typed(value: string): Json | undefined {
   return Number.isFinite(number) ? number : trimmed;
 }
 
-/** Return the body of `POST /fit` and `POST /check`; what is left to the server is left out. */
-export function requestOf(form: Form): Record<string, Json> {
+/**
+ * Return the body of `POST /fit` and `POST /check`; what is left to the server is left out.
+ *
+ * @param hasGpu Whether the server has one; undefined until it has said so.
+ */
+export function requestOf(form: Form, hasGpu?: boolean): Record<string, Json> {
   const loss = findLoss(form.loss.trim());
   const option = loss?.option && typed(form.loss_option);
   const isOfPairs = loss?.forms.every((name) => name !== "labels");
@@ -140,10 +145,15 @@ export function requestOf(form: Form): Record<string, Json> {
     batch_size: typed(form.batch_size),
     num_items_per_class: isOfPairs ? undefined : typed(form.num_items_per_class),
     seed: typed(form.seed),
-    device: form.device,
+    device: deviceOf(form.device, hasGpu),
     to_onnx: form.to_onnx || undefined,
     callbacks: form.evaluation === "none" ? undefined : [{ name: "EvaluationCallback", options: evaluationOf(form) }],
   });
+}
+
+function deviceOf(device: Form["device"], hasGpu: boolean | undefined): string | undefined {
+  if (device !== "auto") return device;
+  return hasGpu === undefined ? undefined : hasGpu ? "cuda" : "cpu";
 }
 
 function evaluationOf(form: Form): Json {

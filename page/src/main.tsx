@@ -1,29 +1,26 @@
 // The frame of the page: where to go, what is wrong with the connection, and the view that is open.
-import { signal } from "@preact/signals";
-import { type ComponentType, render } from "preact";
+import { render } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { isAway, needsToken, setToken, token } from "./api";
-import { Dialog, ErrorNote, Loading } from "./parts/basics";
+import { Dialog, ErrorNote } from "./parts/basics";
+import { Lazy, type Load } from "./parts/lazy";
 import { type Route, route, to } from "./route";
 import "./style.css";
 import "./tools.css";
 import "uplot/dist/uPlot.min.css"; // here, since the styles of a part that is loaded later would not come with it
 import { theme, type Theme } from "./theme";
 
-type View = ComponentType<{ route: Route }>;
-
-/** A view is loaded when it is first opened; its first part of the address chooses it. */
-const VIEWS: Record<string, { title: string; load: () => Promise<{ default: View }> }> = {
-  runs: { title: "Runs", load: () => import("./views/runs") },
-  run: { title: "Run", load: () => import("./views/run") },
-  compare: { title: "Compare runs", load: () => import("./views/compare") },
-  new: { title: "New run", load: () => import("./views/new_run") },
-  try: { title: "Try it", load: () => import("./views/try_it") },
-  serving: { title: "Serving", load: () => import("./views/serving") },
+/** The first part of the address chooses the view. */
+const VIEWS: Record<string, { title: string; load: Load<{ route: Route }> }> = {
+  runs: { title: "Runs", load: async () => (await import("./views/runs")).default },
+  run: { title: "Run", load: async () => (await import("./views/run")).default },
+  compare: { title: "Compare runs", load: async () => (await import("./views/compare")).default },
+  new: { title: "New run", load: async () => (await import("./views/new_run")).default },
+  try: { title: "Try it", load: async () => (await import("./views/try_it")).default },
+  serving: { title: "Serving", load: async () => (await import("./views/serving")).default },
 };
 
 const LINKS = ["runs", "new", "try", "serving"];
-const loaded = signal<Record<string, View>>({});
 const THEMES: Theme[] = ["auto", "light", "dark"];
 
 /** Below a run's experiment and name, the list is left. */
@@ -35,19 +32,9 @@ function Page() {
   const name = viewOf(route.value.parts);
   const view = VIEWS[name];
   const title = name === "run" ? route.value.parts[2] : view?.title;
-  const [failed, setFailed] = useState<Error | null>(null);
   useEffect(() => {
     document.title = title ? `${title} · Finetuner` : "Finetuner";
   }, [title]);
-  useEffect(() => {
-    setFailed(null);
-    if (!view || loaded.value[name]) return;
-    view
-      .load()
-      .then((module) => (loaded.value = { ...loaded.value, [name]: module.default }))
-      .catch(() => setFailed(new Error("This part of the page did not come. Is the service there?")));
-  }, [name]);
-  const Open = loaded.value[name];
   return (
     <>
       <a class="skip" href="#main" onClick={skip}>Skip to the content</a>
@@ -56,9 +43,9 @@ function Page() {
         <div class="away" role="status">The service does not answer. Trying again; what is shown may be old.</div>
       )}
       <main id="main" tabIndex={-1}>
-        {!view && <ErrorNote error={new Error("There is no such page here.")} />}
-        {failed && <ErrorNote error={failed} onRetry={() => location.reload()} />}
-        {view && !failed && (Open ? <Open route={route.value} /> : <Loading />)}
+        {view
+          ? <Lazy key={name} load={view.load} props={{ route: route.value }} />
+          : <ErrorNote error={new Error("There is no such page here.")} />}
       </main>
       {needsToken.value && <TokenDialog />}
     </>

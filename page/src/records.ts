@@ -147,6 +147,7 @@ export interface Check {
   evaluation: { n_queries: number; n_index: number; n_labels: number } | null;
   size_bytes: number | null;
   free_bytes: number | null;
+  has_gpu: boolean;
 }
 
 export interface Model {
@@ -176,6 +177,12 @@ export function runKey(run: { experiment_name: string; name: string }): string {
 export function splitKey(key: string): { experiment_name: string; name: string } {
   const slash = key.indexOf("/");
   return { experiment_name: key.slice(0, slash), name: key.slice(slash + 1) };
+}
+
+/** Return the options of a run's evaluations. */
+export function evaluationsOf(run: RunRecord): Record<string, unknown>[] {
+  const callbacks = (run.config.callbacks ?? []) as { name: string; options?: Record<string, unknown> }[];
+  return callbacks.filter(({ name }) => name === "EvaluationCallback").map(({ options }) => options ?? {});
 }
 
 export function hasEnded(status: Status): boolean {

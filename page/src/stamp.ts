@@ -19,7 +19,7 @@ export function markOf(shape: Shape, radius: number): Mark {
     for (let x = -half; x <= half; x += 1) {
       const length = shape === "circle" ? Math.hypot(x, y) : Math.abs(x) + Math.abs(y);
       if (length <= radius - 0.25) core.push(x, y);
-      else if (length <= radius + 0.5) edge.push(x, y);
+      else if (length <= radius + 0.3) edge.push(x, y);
     }
   }
   return { half, core: Int16Array.from(core), edge: Int16Array.from(edge) };

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import {
-  captionsOf, decimated, epochPlace, evaluationsByPlace, inOrder, smoothed, summaryOf, throughput,
+  captionsOf, decimated, epochPlace, evaluationsByPlace, inOrder, METRICS, mostOf, smoothed, summaryOf, thinned, throughput,
 } from "../src/curves";
 import type { Epoch, Step } from "../src/records";
 
@@ -73,4 +73,17 @@ test("a metric before, at its best, and at the end", () => {
 test("captions stand before the names of metrics", () => {
   assert.deepEqual(captionsOf(EPOCHS), ["", "shop"]);
   assert.deepEqual(captionsOf([{ epoch: 0, metrics: { ndcg_at_k: 1, dcg_at_k: 1 } }]), [""]);
+});
+
+test("a thinned curve keeps its ends and its peak, each at its place", () => {
+  const x = Array.from({ length: 100 }, (_, i) => 10 * i);
+  const y = x.map((at) => (at === 570 ? 9 : at / 1000));
+  const { x: places, y: values } = thinned(x, y, 10);
+  assert.ok(places.length <= 10);
+  assert.deepEqual([places[0], places.at(-1), values[places.indexOf(570)]], [0, 990, 9]);
+  assert.deepEqual(thinned([1, 2], [3, 4], 10), { x: [1, 2], y: [3, 4] });
+});
+
+test("all metrics but the discounted gain end at 1", () => {
+  assert.deepEqual(METRICS.filter((metric) => mostOf(metric) !== 1), ["dcg_at_k"]);
 });

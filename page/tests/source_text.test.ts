@@ -12,7 +12,7 @@ const NASTY = [
   "'''\"\"\" {x} %s \\N{DASH} \\u0041",
   "\u202Egnp.exe\u2066 שלום \u2028 \ufeff",
 ];
-const BODY = requestOf({ ...RECOMMENDED, train_data: NASTY[0]!, run_name: NASTY[1]!, description: NASTY[2]! });
+const BODY = requestOf({ ...RECOMMENDED, train_data: NASTY[0]!, run_name: NASTY[1]!, description: NASTY[2]! }, true);
 BODY.prompts = { [NASTY[3]!]: NASTY[4]!, deep: [null, true, false, 1.5, { a: [NASTY[0]!] }] };
 
 /** What the text does, run by Python with a finetuner that only remembers. */
@@ -56,7 +56,7 @@ test("the curl command sends what the form says, and the shell runs nothing in i
 
 test("the command's words hold what the form says, and the shell runs nothing in them", () => {
   const name = "it's $(echo no) `id` --x";
-  const body = requestOf({ ...RECOMMENDED, train_data: "quora", description: name, run_name: "-r" });
+  const body = requestOf({ ...RECOMMENDED, train_data: "quora", description: name, run_name: "-r" }, true);
   const words = called(commandOf(body, SERVER));
   assert.deepEqual(words, [
     "fit", "--model=all-minilm-l6-v2", "--data=quora", "--run-name=-r", `--description=${name}`, "--loss=SupConLoss",
@@ -88,7 +88,7 @@ test("another server and its token are named, the token itself never", () => {
 });
 
 test("what is recommended makes this request", () => {
-  assert.deepEqual(requestOf({ ...RECOMMENDED, train_data: "quora" }), {
+  assert.deepEqual(requestOf({ ...RECOMMENDED, train_data: "quora" }, true), {
     model: "all-minilm-l6-v2",
     train_data: "quora",
     loss: "SupConLoss",
@@ -105,6 +105,12 @@ test("what is recommended makes this request", () => {
       { name: "EvaluationCallback", options: { hold_out: 0.2, gather_examples: true, num_example_queries: 50 } },
     ],
   });
+});
+
+test("a run asks for what the server has, unless the reader chose", () => {
+  const asked = (device: "auto" | "cuda" | "cpu", hasGpu?: boolean) => requestOf({ ...RECOMMENDED, device }, hasGpu).device;
+  assert.deepEqual([asked("auto"), asked("auto", true), asked("auto", false)], [undefined, "cuda", "cpu"]);
+  assert.deepEqual([asked("cuda", false), asked("cpu", true)], ["cuda", "cpu"]);
 });
 
 test("pairs have no classes, and what is no number goes to the server as it is", () => {

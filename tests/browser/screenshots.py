@@ -37,9 +37,10 @@ VIEWS = {
     "failed": ("#/runs/default/too-eager", None),
     "changes": ("#/runs/default/careful/changes", None),
     "space": ("#/runs/default/careful/space", None),
-    "try": ("#/try", "search"),
+    "try": ("#/try?a=careful", "search"),
     "new": ("#/new", "upload"),
     "serving": ("#/serving", None),
+    "asked": ("#/serving", "encode"),
 }
 
 
@@ -134,7 +135,7 @@ def _picture(browser, server, name, width, theme, out):
     page.goto(f"{server.url}/{address}")
     page.get_by_role("heading").first.wait_for()
     if act is not None:
-        _ACTS[act](page)
+        _ACTS[act](page, server)
     time.sleep(2.5)  # curves, maps and rates settle
     page.screenshot(path=out / f"{name}-{width}-{theme}.png", full_page=True)
     sideways = page.evaluate("document.documentElement.scrollWidth > innerWidth")
@@ -142,13 +143,24 @@ def _picture(browser, server, name, width, theme, out):
     context.close()
 
 
-def _search(page):
-    page.get_by_role("searchbox").first.fill("how do I learn to swim as an adult")
+def _search(page, _):
+    page.get_by_role("searchbox").first.fill("my nose will not stop running")
     page.keyboard.press("Enter")
-    page.get_by_role("listitem").first.wait_for()
+    for side in range(2):
+        page.locator("main ol").nth(side).get_by_role("listitem").first.wait_for()
 
 
-def _upload(page):
+def _encode(page, server):
+    page.get_by_text("Nobody").wait_for()  # counting has begun
+    for number in range(24):
+        body = {"data": [{"text": f"a text that is served, number {number}"}] * (1 + number % 5)}
+        body["parameters"] = {"artifact": "trial" if number % 3 == 0 else "prod"}
+        server.post("/encode", json=body)
+        time.sleep(0.3)
+    page.locator("canvas").first.wait_for()
+
+
+def _upload(page, _):
     time.sleep(1)  # what an earlier picture has stored is listed by then
     stored = page.get_by_role("radio", name="quora_style")
     if stored.count():
@@ -158,7 +170,7 @@ def _upload(page):
     page.get_by_role("table").first.wait_for()
 
 
-_ACTS = {"search": _search, "upload": _upload}
+_ACTS = {"search": _search, "upload": _upload, "encode": _encode}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 import orjson
 import pytest
 import requests
+import torch
 from browser.conftest import serving
 
 from finetuner.access import Scope, TokenStore
@@ -151,6 +152,20 @@ def test_what_changed_stands_side_by_side(server, open_page):
     assert {example["query"] for example in examples} & set(texts), texts
 
 
+def test_queries_are_folded_away_but_for_the_first(server, open_page):
+    page = open_page(server, "#/runs/default/first/changes")
+    queries, opened = page.locator("details.query"), page.locator("details.query[open]")
+    queries.first.wait_for()
+    assert (opened.count(), queries.count()) == (2, 10)
+    queries.nth(2).locator("summary").focus()
+    page.keyboard.press("Enter")
+    _until(lambda: opened.count() == 3)
+    page.get_by_role("button", name="Close all").click()
+    _until(lambda: opened.count() == 0)
+    page.get_by_role("button", name="Open all").click()
+    _until(lambda: opened.count() == 10)
+
+
 def test_the_map_shows_every_text(server, open_page):
     page = open_page(server, "#/runs/default/first/space")
     canvas = page.locator("canvas").first
@@ -174,12 +189,19 @@ def test_two_models_are_tried_beside_each_other(server, open_page):
     assert best["text"] in lists.first.get_by_role("listitem").first.inner_text()
 
 
+def test_serving_says_when_nobody_asks(server, open_page):
+    page = open_page(server, "#/serving")
+    page.get_by_text("Nobody has asked for anything").wait_for()
+    assert page.locator("canvas").count() == 0
+
+
 def test_serving_shows_what_is_asked(server, open_page):
     page = open_page(server, "#/serving")
     page.get_by_role("heading", name="prod").wait_for()
     body = {"data": [{"text": "some text"}], "parameters": {"artifact": "prod"}}
+    tables = page.locator("main table")
     deadline = time.monotonic() + 20
-    while "first" not in page.locator("main table").first.inner_text():
+    while not tables.count() or "first" not in tables.first.inner_text():
         assert time.monotonic() < deadline, page.locator("main").inner_text()
         assert server.post("/encode", json=body).ok
         time.sleep(0.5)
@@ -247,6 +269,16 @@ def test_a_problem_is_told_before_anything_starts(server, open_page, tmp_path):
     page.get_by_label("A CSV to upload").set_input_files(csv)
     page.get_by_text(re.compile("training needs a label with at least two texts")).first.wait_for()
     assert page.get_by_role("button", name=re.compile("^Start")).is_disabled()
+
+
+def test_a_run_asks_for_the_device_that_there_is(server, open_page, tmp_path):
+    csv = tmp_path / "device.csv"
+    csv.write_text("text,label\n" + "\n".join(f"{i} of {i % 3},{i % 3}" for i in range(12)))
+    page = open_page(server, "#/new")
+    page.get_by_label("A CSV to upload").set_input_files(csv)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    page.get_by_label("python").get_by_text(f'device="{device}"').wait_for()
+    assert page.get_by_text("no GPU").count() == (device == "cpu")  # beside the field alone
 
 
 def test_the_page_goes_on_after_a_restart(tmp_path, tiny_model_folder, open_page):

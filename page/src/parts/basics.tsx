@@ -93,6 +93,11 @@ export function Card(
   );
 }
 
+/** One of a list's figures, below its name. */
+export function Figure({ name, children }: { name: ComponentChildren; children: ComponentChildren }) {
+  return <div><dt>{name}</dt><dd>{children}</dd></div>;
+}
+
 /** A table that scrolls sideways within its card on a narrow screen. */
 export function Table({ caption, children }: { caption: string; children: ComponentChildren }) {
   return (

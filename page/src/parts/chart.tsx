@@ -1,7 +1,7 @@
 // Curves, drawn by uPlot; the same numbers stand in a table for those who do not see them.
 import { useEffect, useRef } from "preact/hooks";
 import uPlot from "uplot";
-import { number } from "../format";
+import { capital, number } from "../format";
 import { colour, isDark, seriesColours } from "../theme";
 
 export interface Curve {
@@ -24,8 +24,14 @@ export interface ChartOptions {
   height?: number;
   /** Bounds of the vertical axis; those of the curves when left out. */
   yRange?: [number, number];
+  /** The vertical axis begins at 0 and goes at least this far. */
+  leastY?: number;
+  /** The vertical axis goes no further than this. */
+  mostY?: number;
+  /** How long the horizontal axis is at least, to the left of the last point. */
+  leastX?: number;
   digits?: number;
-  /** Without the values under the cursor, for a small one of many. */
+  /** Without the values under the curves, for a small one of many. */
   isPlain?: boolean;
   /** Whether the horizontal axis counts, such as epochs. */
   countsX?: boolean;
@@ -35,14 +41,15 @@ const WHOLE_STEPS = [1, 2, 5].flatMap((step) => [1, 10, 100, 1000, 10_000, 100_0
 const ROWS_IN_TABLE = 200;
 
 /** Curves over one axis; dragging zooms in, a double click out. */
-export function Chart({ curves, xLabel, yLabel, height = 240, yRange, digits = 4, isPlain, countsX }: ChartOptions) {
+export function Chart(options: ChartOptions) {
+  const { curves, xLabel, yLabel, height = 240, yRange, digits = 4 } = options;
   const frame = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
   const shape = JSON.stringify([curves.map((c) => [c.label, c.colour, c.isDashed]), xLabel, yLabel, yRange, isDark.value]);
   useEffect(() => {
     const element = frame.current!;
     plot.current = new uPlot(
-      settings({ curves, xLabel, yLabel, height, yRange, digits, isPlain, countsX }, element.clientWidth),
+      settings({ ...options, height, digits }, element.clientWidth),
       joined(curves),
       element,
     );
@@ -61,7 +68,7 @@ export function Chart({ curves, xLabel, yLabel, height = 240, yRange, digits = 4
     <figure class="chart">
       <div ref={frame} role="img" aria-label={`${yLabel} by ${xLabel}: ${curves.map(summary).join("; ")}`} />
       <details>
-        <summary>{yLabel} as a table</summary>
+        <summary>{capital(yLabel)} as a table</summary>
         <CurveTable curves={curves} xLabel={xLabel} digits={digits} />
       </details>
     </figure>
@@ -90,19 +97,19 @@ function settings(options: ChartOptions, width: number): uPlot.Options {
     labelFont: "12px system-ui, sans-serif",
     labelGap: 0,
   };
-  const shown = (_: uPlot, value: number | null) => number(value, options.digits);
   return {
     width: Math.max(160, width),
     height: options.height!,
-    scales: { x: { time: false }, y: options.yRange ? { range: options.yRange } : {} },
-    legend: { show: !options.isPlain },
+    padding: [10, null, 0, 0],
+    scales: { x: { time: false, ...horizontal(options) }, y: vertical(options) },
+    legend: { show: !options.isPlain, markers: { dash: (plot, place) => (plot.series[place]?.dash ? "dashed" : "solid") } },
     axes: [
       { ...axis, label: options.xLabel, labelSize: 18, size: 34, ...(options.countsX && { incrs: WHOLE_STEPS }) },
-      { ...axis, size: 58, values: (_, ticks) => ticks.map(tick) },
+      { ...axis, size: (_, ticks) => 16 + 7 * Math.max(1, ...(ticks ?? []).map((text) => text.length)), values: (_, ticks) => ticks.map(tick) },
     ],
     cursor: { y: false, points: { size: 7 } },
     series: [
-      { label: options.xLabel, value: (_, value) => number(value, 2) },
+      { label: options.xLabel, value: shownWith(2) },
       ...options.curves.map((curve, place) => ({
         label: curve.label,
         stroke: colours[(curve.colour ?? place) % colours.length]! + (curve.isFaint ? "59" : ""),
@@ -110,10 +117,40 @@ function settings(options: ChartOptions, width: number): uPlot.Options {
         dash: curve.isDashed ? [5, 4] : undefined,
         spanGaps: true,
         points: { show: curve.showsPoints ?? undefined, size: 6 },
-        value: shown,
+        value: shownWith(options.digits!),
       })),
     ],
   };
+}
+
+function vertical({ yRange, leastY, mostY = Infinity }: ChartOptions): uPlot.Scale {
+  if (yRange) return { range: yRange };
+  if (leastY !== undefined) return { range: (_, __, high) => [0, Math.max(leastY, 1.1 * (high ?? 0))] };
+  return {
+    range: (_, low, high) => {
+      if (low === null) return [low, high]; // nothing yet
+      // A level curve lies in the middle, where uPlot would begin the axis at 0.
+      const room = low === high ? 0.1 * Math.abs(low) || 1 : 0;
+      const [from, to] = uPlot.rangeNum(low - room, high + room, 0.1, true);
+      return [from, to === null ? to : Math.min(to, mostY)];
+    },
+  };
+}
+
+function horizontal({ leastX }: ChartOptions): uPlot.Scale {
+  if (leastX === undefined) return {};
+  return {
+    range: ({ data: [x] }, low, high) => {
+      const isZoomed = low !== x[0] || high !== x.at(-1);
+      return isZoomed ? [low, high] : [Math.min(low, high - leastX), high];
+    },
+  };
+}
+
+/** Return what writes a value below the curves: that under the cursor, and without one the last there is. */
+function shownWith(digits: number) {
+  return ({ data }: uPlot, value: number | null, series: number, place: number | null) =>
+    number(place === null ? (data[series] as (number | null)[]).findLast((each) => each != null) : value, digits);
 }
 
 function tick(value: number | null): string {

@@ -1,9 +1,8 @@
 // What the server found in the training data.
-import type { ComponentChildren } from "preact";
 import { number, plural } from "../format";
 import { bars } from "../points";
 import type { DataReport } from "../records";
-import { Table } from "./basics";
+import { Figure, Table } from "./basics";
 
 const FORMS = {
   labels: "texts with labels",
@@ -23,7 +22,8 @@ export function DataReportView({ report }: { report: DataReport }) {
         {isLabelled && <Figure name="labels with one text">{number(report.n_alone)}</Figure>}
         <Figure name="repeated rows">{number(report.n_repeated)}</Figure>
         <Figure name={isLabelled ? "under two labels" : "contradictory"}>{number(report.n_ambiguous)}</Figure>
-        {report.lengths && <Figure name="characters, median · longest">{number(report.lengths.p50)} · {number(report.lengths.max)}</Figure>}
+        {report.lengths && <Figure name="characters, median">{number(report.lengths.p50)}</Figure>}
+        {report.lengths && <Figure name="characters, longest">{number(report.lengths.max)}</Figure>}
       </dl>
       {(report.class_sizes ?? []).length > 0 && <ClassSizes report={report} />}
       {report.preview.length > 0 && (
@@ -62,16 +62,12 @@ export function DataReportView({ report }: { report: DataReport }) {
   );
 }
 
-function Figure({ name, children }: { name: string; children: ComponentChildren }) {
-  return <div><dt>{name}</dt><dd>{children}</dd></div>;
-}
-
 /** How many labels have how many texts, as bars in a table. */
 function ClassSizes({ report }: { report: DataReport }) {
   const largest = report.largest.map(({ label, n_texts }) => `${label} (${n_texts.toLocaleString("en")})`).join(", ");
   return (
     <section class="class-sizes">
-      <h3>Texts of a label</h3>
+      <h3>How many texts a label has</h3>
       <table>
         <caption class="unseen">How many labels have how many texts</caption>
         <thead><tr><th scope="col" class="number">texts</th><th scope="col" class="number">labels</th><td aria-hidden="true" /></tr></thead>

@@ -1,9 +1,11 @@
 // The nine metrics by epoch, with the model before training as a dashed line.
+import type { ComponentChildren } from "preact";
 import { useState } from "preact/hooks";
-import { captionsOf, evaluationsByPlace, metricName, METRICS, summaryOf } from "../curves";
-import { change, number, words } from "../format";
-import { type Epoch, hasEnded, type RunRecord } from "../records";
+import { captionsOf, evaluationsByPlace, metricName, METRICS, mostOf, summaryOf } from "../curves";
+import { capital, change, fixed, number, words } from "../format";
+import { type Epoch, evaluationsOf, hasEnded, type RunRecord } from "../records";
 import { Card, Code, Empty, Loading, Table } from "./basics";
+import { CaptionChoice } from "./caption";
 import { Chart, type Curve } from "./chart";
 
 const HOW_TO = `from finetuner.callback import EvaluationCallback
@@ -18,66 +20,66 @@ interface MetricsProps {
   n_steps?: number;
 }
 
-interface CaptionChoiceProps {
-  captions: string[];
-  value: string;
-  onChange: (caption: string) => void;
+interface MetricChoice {
+  /** Of the evaluation. */
+  caption: string;
+  /** Empty for all of them. */
+  metric: string;
+  /** Where both are chosen. */
+  fields: ComponentChildren;
 }
 
-/** Which of a run's evaluations is shown; nothing where there is one alone. */
-export function CaptionChoice({ captions, value, onChange }: CaptionChoiceProps) {
-  if (captions.length < 2) return null;
-  return (
-    <label class="inline">
-      Evaluation
-      <select value={value} onChange={(e) => onChange(e.currentTarget.value)}>
-        {captions.map((each) => <option value={each}>{each || "without a caption"}</option>)}
-      </select>
-    </label>
-  );
-}
-
-export function MetricsCard({ run, epochs, isThere, n_steps }: MetricsProps) {
-  const captions = captionsOf(epochs);
-  const [caption, setCaption] = useState("");
-  const [metric, setMetric] = useState<string>("average_precision");
-  const shown = captions.includes(caption) ? caption : captions[0] ?? "";
-  if (!captions.length) return <Card title="Metrics">{isThere ? <None run={run} /> : <Loading what="Loading the metrics" />}</Card>;
-  const choices = (
+/** @param offersAll Whether all metrics may be shown at once. */
+export function useMetricChoice(captions: string[], offersAll = false): MetricChoice {
+  const [chosen, setChosen] = useState("");
+  const [metric, setMetric] = useState<string>(METRICS[0]);
+  const caption = captions.includes(chosen) ? chosen : captions[0] ?? "";
+  const fields = (
     <>
-      <CaptionChoice captions={captions} value={shown} onChange={setCaption} />
+      <CaptionChoice captions={captions} value={caption} onChange={setChosen} />
       <label class="inline">
-        Show
+        Curve of
         <select value={metric} onChange={(e) => setMetric(e.currentTarget.value)}>
-          <option value="">all nine</option>
+          {offersAll && <option value="">all nine</option>}
           {METRICS.map((each) => <option value={each}>{words(each)}</option>)}
         </select>
       </label>
     </>
   );
+  return { caption, metric, fields };
+}
+
+export function MetricsCard({ run, epochs, isThere, n_steps }: MetricsProps) {
+  const captions = captionsOf(epochs);
+  const { caption, metric, fields } = useMetricChoice(captions, true);
+  if (!captions.length) return <Card title="Metrics">{isThere ? <None run={run} /> : <Loading what="Loading the metrics" />}</Card>;
+  const chart = (each: string, isSmall = false) => (
+    <MetricChart epochs={epochs} caption={caption} metric={each} n_steps={n_steps} isSmall={isSmall} />
+  );
   return (
-    <Card title="Metrics" actions={choices}>
-      <div class="stack">
-        {metric
-          ? <MetricChart epochs={epochs} name={metricName(shown, metric)} title={words(metric)} n_steps={n_steps} />
-          : (
-            <div class="three">
-              {METRICS.map((each) => (
-                <section>
-                  <h3>{words(each)}</h3>
-                  <MetricChart epochs={epochs} name={metricName(shown, each)} title={words(each)} n_steps={n_steps} isSmall />
-                </section>
-              ))}
-            </div>
-          )}
-        <MetricTable epochs={epochs} caption={shown} />
+    <Card title="Metrics" actions={fields}>
+      <div class={metric ? "beside" : "stack"}>
+        {metric ? chart(metric) : (
+          <div class="three">{METRICS.map((each) => <section><h3>{capital(words(each))}</h3>{chart(each, true)}</section>)}</div>
+        )}
+        <div class="stack near">
+          <MetricTable epochs={epochs} caption={caption} />
+          <Limit run={run} />
+        </div>
       </div>
     </Card>
   );
 }
 
+function Limit({ run }: { run: RunRecord }) {
+  const limits = new Set(evaluationsOf(run).map(({ limit }) => limit));
+  const [limit] = limits;
+  if (limits.size !== 1 || limit === undefined) return null;
+  return <small>k is {String(limit)}: so many results of a query are looked at.</small>;
+}
+
 function None({ run }: { run: RunRecord }) {
-  const asked = JSON.stringify(run.config.callbacks ?? []).includes("EvaluationCallback");
+  const asked = evaluationsOf(run).length > 0;
   if (asked && !hasEnded(run.status)) return <Empty title="No evaluation yet"><p>The model is evaluated before training and after each epoch.</p></Empty>;
   if (asked) return <Empty title="It was not evaluated"><p>The run ended before its first evaluation.</p></Empty>;
   return (
@@ -90,16 +92,21 @@ function None({ run }: { run: RunRecord }) {
 
 interface MetricChartProps {
   epochs: Epoch[];
-  name: string;
-  title: string;
+  caption: string;
+  metric: string;
   n_steps?: number;
   isSmall?: boolean;
 }
 
-function MetricChart({ epochs, name, title, n_steps, isSmall }: MetricChartProps) {
-  return (
-    <Chart xLabel="epoch" yLabel={title} curves={metricCurves(epochs, name, n_steps)} countsX isPlain={isSmall} height={isSmall ? 150 : 240} />
-  );
+function MetricChart({ epochs, caption, metric, n_steps, isSmall }: MetricChartProps) {
+  const curves = metricCurves(epochs, metricName(caption, metric), n_steps);
+  const height = isSmall ? 150 : metricHeight();
+  return <Chart xLabel="epoch" yLabel={words(metric)} curves={curves} mostY={mostOf(metric)} countsX isPlain={isSmall} height={height} />;
+}
+
+/** Return how high a curve of a metric is: on a wide screen as high as the table beside it. */
+export function metricHeight(): number {
+  return matchMedia("(min-width: 1300px)").matches ? 340 : 240;
 }
 
 function metricCurves(epochs: Epoch[], name: string, n_steps: number | undefined): Curve[] {
@@ -114,11 +121,11 @@ function metricCurves(epochs: Epoch[], name: string, n_steps: number | undefined
 
 function MetricTable({ epochs, caption }: { epochs: Epoch[]; caption: string }) {
   return (
-    <Table caption="Metrics before, at their best and after">
+    <Table caption="Metrics before, after and at their best">
       <thead>
         <tr>
           <th scope="col">Metric</th>
-          {["Before", "Best", "of epoch", "After", "Change"].map((name) => <th scope="col" class="number">{name}</th>)}
+          {["Before", "After", "Change", "Best", "in\u00a0epoch"].map((name) => <th scope="col" class="number">{name}</th>)}
         </tr>
       </thead>
       <tbody>
@@ -127,15 +134,22 @@ function MetricTable({ epochs, caption }: { epochs: Epoch[]; caption: string }) 
           return (
             <tr>
               <th scope="row">{words(metric)}</th>
-              <td class="number">{number(before)}</td>
-              <td class="number">{number(best)}</td>
+              <td class="number">{fixed(before)}</td>
+              <td class="number">{fixed(after)}</td>
+              <Change before={before} after={after} />
+              <td class="number">{fixed(best)}</td>
               <td class="number">{number(best_epoch)}</td>
-              <td class="number">{number(after)}</td>
-              <td class="number">{before === null || after === null ? "–" : change(before, after)}</td>
             </tr>
           );
         })}
       </tbody>
     </Table>
   );
+}
+
+function Change({ before, after }: { before: number | null; after: number | null }) {
+  if (before === null || after === null) return <td class="number">–</td>;
+  const shown = change(before, after);
+  const tone = Number(shown.slice(1)) ? (after > before ? "up" : "down") : "quiet";
+  return <td class={`number ${tone}`}>{shown}</td>;
 }

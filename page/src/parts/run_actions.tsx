@@ -139,7 +139,7 @@ function PromoteDialog({ run, onClose }: { run: RunRecord; onClose: () => void }
         {known.length > 0 && (
           <fieldset>
             <legend>Those that are there</legend>
-            <div class="actions">
+            <div class="choices">
               {known.map((alias) => (
                 <button type="button" class="small" aria-pressed={alias.name === name} onClick={() => setName(alias.name)}>{alias.name}</button>
               ))}

@@ -14,16 +14,16 @@ export function SettingsCard({ run }: { run: RunRecord }) {
       <div class="stack">
         {chosen.length > 0 && <Rows caption="Settings that are not as their defaults" rows={chosen} />}
         {chosen.length > 0
-          ? <details><summary>{rest.length} more, as their defaults are</summary><Rows caption="Settings as their defaults" rows={rest} /></details>
+          ? <details><summary>{rest.length} more, at their defaults</summary><Rows caption="Settings as their defaults" rows={rest} /></details>
           : <Rows caption="Settings" rows={rest} />}
       </div>
     </Card>
   );
 }
 
-/** A dotted name, which may be broken behind its dots and underscores. */
+/** A dotted name, which may be broken between its words. */
 export function SettingName({ name }: { name: string }) {
-  return <>{name.split(/(?<=[._])/).map((part) => <>{part}<wbr /></>)}</>;
+  return <>{name.replace(/^callbacks\./, "").split(/(?<=[._])|(?<=[a-z])(?=[A-Z])/).map((part) => <>{part}<wbr /></>)}</>;
 }
 
 function Rows({ caption, rows }: { caption: string; rows: Difference[] }) {

@@ -1,8 +1,9 @@
 // The results of a run's example queries, before fine-tuning and after.
-import { useMemo, useState } from "preact/hooks";
+import { useMemo, useRef, useState } from "preact/hooks";
 import { plural } from "../format";
 import { usePolled } from "../live";
 import { Card, Code, Empty, ErrorNote, Loading } from "../parts/basics";
+import { CaptionChoice } from "../parts/caption";
 import { Text } from "../parts/text";
 import { type Changed, changesOf, climb, nHits, type Ranked } from "../ranks";
 import { type Examples, hasEnded, runPath, type RunRecord } from "../records";
@@ -54,6 +55,7 @@ function NoExamples() {
 }
 
 const N_AT_FIRST = 20;
+const N_OPEN = 2;
 const TOP = [5, 10, 20];
 
 function Queries({ byCaption }: { byCaption: Record<string, Changed[]> }) {
@@ -61,7 +63,7 @@ function Queries({ byCaption }: { byCaption: Record<string, Changed[]> }) {
   const [caption, setCaption] = useState(captions[0]!);
   const [order, setOrder] = useState<Order>("gained");
   const [searched, setSearched] = useState("");
-  const [limit, setLimit] = useState(10);
+  const [limit, setLimit] = useState(TOP[0]!);
   const [n_shown, setNShown] = useState(N_AT_FIRST);
   const all = byCaption[caption] ?? byCaption[captions[0]!]!;
   const found = useMemo(() => {
@@ -69,18 +71,19 @@ function Queries({ byCaption }: { byCaption: Record<string, Changed[]> }) {
     const fits = ({ query, label }: Changed) => words.every((word) => `${query} ${label}`.toLowerCase().includes(word));
     return all.filter(fits).sort(ORDERS[order].compare);
   }, [all, order, searched]);
+  const list = useRef<HTMLDivElement>(null);
+  const openAll = (isOpen: boolean) => list.current!.querySelectorAll("details").forEach((each) => (each.open = isOpen));
+  const actions = (
+    <>
+      <button type="button" class="small" onClick={() => openAll(true)}>Open all</button>
+      <button type="button" class="small" onClick={() => openAll(false)}>Close all</button>
+    </>
+  );
   return (
     <div class="stack">
-      <Card title="Example queries">
+      <Card title="Example queries" actions={actions}>
         <div class="filters">
-          {captions.length > 1 && (
-            <label>
-              Evaluation
-              <select value={caption} onChange={(e) => setCaption(e.currentTarget.value)}>
-                {captions.map((each) => <option value={each}>{each}</option>)}
-              </select>
-            </label>
-          )}
+          <CaptionChoice captions={captions} value={caption} onChange={setCaption} isAbove />
           <label>
             Order
             <select value={order} onChange={(e) => setOrder(e.currentTarget.value as Order)}>
@@ -93,15 +96,19 @@ function Queries({ byCaption }: { byCaption: Record<string, Changed[]> }) {
               {TOP.map((n) => <option value={n}>the first {n}</option>)}
             </select>
           </label>
-          <label>
+          <label class="widest">
             Search in queries
             <input type="search" value={searched} onInput={(e) => setSearched(e.currentTarget.value)} />
           </label>
         </div>
         <p class="quiet" role="status">{verdictOf(found, all.length)}</p>
-        <p class="quiet"><small>✓ marks a hit: a result with the query's label. An arrow says how far a result came up or went down.</small></p>
+        <p class="quiet"><small>✓ marks a hit: a result with the query's label. An arrow says how far a result came up or went down, the number behind it is its distance to the query.</small></p>
       </Card>
-      {found.slice(0, n_shown).map((change) => <Query key={`${caption} ${change.label} ${change.query}`} change={change} limit={limit} />)}
+      <div class="stack near" ref={list}>
+        {found.slice(0, n_shown).map((change, place) => (
+          <Query key={`${caption} ${change.label} ${change.query}`} change={change} limit={limit} isOpen={place < N_OPEN} />
+        ))}
+      </div>
       {!found.length && <Empty title="No query has these words"><button type="button" onClick={() => setSearched("")}>Show all</button></Empty>}
       {found.length > n_shown && (
         <button type="button" onClick={() => setNShown(n_shown + N_AT_FIRST)}>Show more ({found.length - n_shown} left)</button>
@@ -117,24 +124,29 @@ function verdictOf(found: Changed[], n_all: number): string {
   return `${plural(found.length, "query", "queries")}${of}: ${n_gained} gained, ${n_lost} lost, ${found.length - n_gained - n_lost} as before.`;
 }
 
-function Query({ change, limit }: { change: Changed; limit: number }) {
+/** One query; its results are folded away until they are asked for. */
+function Query({ change, limit, isOpen }: { change: Changed; limit: number; isOpen: boolean }) {
   const before = nHits(change.before, limit), after = nHits(change.after, limit);
   return (
-    <section class="card">
-      <header class="query-head">
-        <h3><Text text={change.query} /></h3>
+    <details class="card query" open={isOpen}>
+      <summary>
+        <h3 class="text clamp" dir="auto">{change.query || "(empty)"}</h3>
         {change.label !== null && <span class="label" dir="auto">{change.label}</span>}
-        <dl class="query-figures">
-          <div><dt>First hit at</dt><dd>{change.first.before ?? "none"} → {change.first.after ?? "none"} <Way n={rankGain(change)} /></dd></div>
-          <div><dt>Hits in the first {limit}</dt><dd>{before} → {after} <Way n={after - before} /></dd></div>
-        </dl>
-      </header>
+        <span class="query-figures">
+          <Shift name="First hit at" before={change.first.before} after={change.first.after} gain={rankGain(change)} />
+          <Shift name={`Hits in the first ${limit}`} before={before} after={after} gain={after - before} />
+        </span>
+      </summary>
       <div class="sides">
         <Side title="Before" results={change.before} limit={limit} n_results={change.before.length} />
         <Side title="After" results={change.after} limit={limit} n_results={change.after.length} />
       </div>
-    </section>
+    </details>
   );
+}
+
+function Shift({ name, before, after, gain }: { name: string; before: number | null; after: number | null; gain: number }) {
+  return <span>{name} <strong class="figure">{before ?? "none"} → {after ?? "none"} <Way n={gain} /></strong></span>;
 }
 
 function rankGain({ first, before, after }: Changed): number {

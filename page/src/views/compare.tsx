@@ -1,13 +1,14 @@
 // Several runs beside each other: curves, metrics, and the settings that differ.
 import { useSignal } from "@preact/signals";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
-import { captionsOf, decimated, evaluationsByPlace, inOrder, metricName, METRICS, smoothed, summaryOf } from "../curves";
-import { number, words } from "../format";
+import { captionsOf, evaluationsByPlace, inOrder, metricName, METRICS, mostOf, smoothed, summaryOf, thinned } from "../curves";
+import { fixed, words } from "../format";
 import { fromJson, useFollowed, useNewLines, usePolled } from "../live";
 import { Card, Empty, ErrorNote, Loading, OutcomeBadge, StatusBadge, Table } from "../parts/basics";
 import { Chart, type Curve } from "../parts/chart";
-import { CaptionChoice } from "../parts/metrics";
+import { metricHeight, useMetricChoice } from "../parts/metrics";
 import { SettingName } from "../parts/settings_card";
+import { SmoothingChoice } from "../parts/smoothing";
 import { type Epoch, hasEnded, runPath, type RunRecord, splitKey, type Step } from "../records";
 import { type Route, to } from "../route";
 import { compared, written } from "../settings";
@@ -91,10 +92,12 @@ function Heads({ keys, all }: Several) {
           return (
             <li>
               <span class={`swatch series-${(place % 8) + 1}`} aria-hidden="true" />
-              <a class="long" href={to(["runs", experiment_name, name])}>{key}</a>
-              {run && <StatusBadge status={run.status} />}
-              {run?.verdict && <OutcomeBadge outcome={run.verdict} />}
-              {!run && !error && <span class="quiet">loading …</span>}
+              <span class="row">
+                <a class="long" href={to(["runs", experiment_name, name])}>{key}</a>
+                {run && <StatusBadge status={run.status} />}
+                {run?.verdict && <OutcomeBadge outcome={run.verdict} />}
+                {!run && !error && <span class="quiet">loading …</span>}
+              </span>
               <a class="leave" href={to(["compare"], { runs: rest.join(",") })} aria-label={`Leave out ${key}`}>✕</a>
               {error && <ErrorNote error={error} />}
             </li>
@@ -105,67 +108,54 @@ function Heads({ keys, all }: Several) {
   );
 }
 
+/** Return the runs' names, without their experiment where they share it. */
+function shortNames(keys: string[]): string[] {
+  const split = keys.map(splitKey);
+  const isShared = new Set(split.map(({ experiment_name }) => experiment_name)).size === 1;
+  return isShared ? split.map(({ name }) => name) : keys;
+}
+
 const N_POINTS = 1_000;
-const SPANS = [1, 10, 50, 200];
 
 function StepCurves({ keys, all, span, onSpan }: Several & { span: number; onSpan: (span: number) => void }) {
+  const names = shortNames(keys);
   const steps = all.map((each) => each.steps);
   const [loss, active] = useMemo(() => {
     const ordered = steps.map(inOrder);
-    const curves = (value: (step: Step) => number) => ordered.map((each, place) => stepCurve(keys[place]!, each, value, span, place));
+    const curves = (value: (step: Step) => number) => ordered.map((each, place) => stepCurve(names[place]!, each, value, span, place));
     return [curves((step) => step.batch_loss), curves((step) => step.active)] as const;
   }, [...steps, span, keys.join()]);
   if (steps.every((each) => !each.length)) return <Card title="Loss">{all.every((each) => each.run || each.error) ? <Empty title="No step yet" /> : <Loading />}</Card>;
-  const smoothing = (
-    <label class="inline">
-      Smoothed over
-      <select value={span} onChange={(e) => onSpan(Number(e.currentTarget.value))}>
-        {SPANS.map((n) => <option value={n}>{n === 1 ? "nothing" : `${n} steps`}</option>)}
-      </select>
-    </label>
-  );
   return (
     <div class="two">
-      <Card title="Loss" actions={smoothing}><Chart xLabel="step" yLabel="Loss" curves={loss} /></Card>
+      <Card title="Loss" actions={<SmoothingChoice value={span} onChange={onSpan} />}><Chart xLabel="step" yLabel="Loss" curves={loss} /></Card>
       <Card title="Active fraction"><Chart xLabel="step" yLabel="Active fraction" yRange={[0, 1]} digits={3} curves={active} /></Card>
     </div>
   );
 }
 
 function stepCurve(label: string, steps: Step[], value: (step: Step) => number, span: number, colour: number): Curve {
-  const y = smoothed(steps.map(value), span);
-  const places = decimated(y, N_POINTS);
-  return { label, x: places.map((place) => steps[place]!.n_steps_done), y: places.map((place) => y[place]!), colour };
+  return { label, ...thinned(steps.map((step) => step.n_steps_done), smoothed(steps.map(value), span), N_POINTS), colour };
 }
 
 function Metrics({ keys, all }: Several) {
   const captions = [...new Set(all.flatMap((each) => captionsOf(each.epochs)))];
-  const [caption, setCaption] = useState("");
-  const [metric, setMetric] = useState<string>(METRICS[0]);
-  const shown = captions.includes(caption) ? caption : captions[0] ?? "";
-  const name = metricName(shown, metric);
+  const { caption, metric, fields } = useMetricChoice(captions);
+  const names = shortNames(keys);
+  const name = metricName(caption, metric);
   const curves = useMemo(() => all.map(({ epochs, steps }, place) => {
     const found = evaluationsByPlace(epochs, steps.at(-1)?.n_steps);
-    return { label: keys[place]!, x: found.map(([at]) => at), y: found.map(([, each]) => each.metrics[name] ?? null), colour: place, showsPoints: found.length < 40 };
+    return { label: names[place]!, x: found.map(([at]) => at), y: found.map(([, each]) => each.metrics[name] ?? null), colour: place, showsPoints: found.length < 40 };
   }), [...all.map((each) => each.epochs), name, keys.join()]);
   if (!captions.length) return <Card title="Metrics"><Empty title="None of these runs has been evaluated yet" /></Card>;
-  const choices = (
-    <>
-      <CaptionChoice captions={captions} value={shown} onChange={setCaption} />
-      <label class="inline">
-        Curve of
-        <select value={metric} onChange={(e) => setMetric(e.currentTarget.value)}>
-          {METRICS.map((each) => <option value={each}>{words(each)}</option>)}
-        </select>
-      </label>
-    </>
-  );
   return (
-    <Card title="Metrics" actions={choices}>
-      <div class="stack">
-        <Chart xLabel="epoch" yLabel={words(metric)} curves={curves} countsX />
-        <MetricTable keys={keys} all={all} caption={shown} />
-        <p class="quiet"><small>★ marks the best of a row. Runs that were evaluated with different data cannot be compared by these figures.</small></p>
+    <Card title="Metrics" actions={fields}>
+      <div class={keys.length === 2 ? "beside" : "stack"}>
+        <Chart xLabel="epoch" yLabel={words(metric)} curves={curves} mostY={mostOf(metric)} countsX height={metricHeight()} />
+        <div class="stack near">
+          <MetricTable keys={keys} all={all} caption={caption} />
+          <small>★ marks the best of a row. Runs that were evaluated with different data cannot be compared by these figures.</small>
+        </div>
       </div>
     </Card>
   );
@@ -177,7 +167,7 @@ function MetricTable({ keys, all, caption }: Several & { caption: string }) {
       <thead>
         <tr>
           <th scope="col" rowSpan={2}>Metric</th>
-          {keys.map((key) => <th scope="colgroup" colSpan={3} class="run-column"><span class="clipped">{key}</span></th>)}
+          {shortNames(keys).map((name) => <th scope="colgroup" colSpan={3} class="run-column"><span class="clipped">{name}</span></th>)}
         </tr>
         <tr>
           {keys.map(() => ["before", "best", "after"].map((name, place) => <th scope="col" class={place ? "number" : "number run-column"}>{name}</th>))}
@@ -192,13 +182,13 @@ function MetricTable({ keys, all, caption }: Several & { caption: string }) {
               <th scope="row">{words(metric)}</th>
               {found.map(({ before, best, after }) => (
                 <>
-                  <td class="number run-column">{number(before)}</td>
+                  <td class="number run-column">{fixed(before)}</td>
                   <td class="number">
                     {best !== null && best === top
-                      ? <strong class="figure">★ {number(best)}<span class="unseen"> the best</span></strong>
-                      : number(best)}
+                      ? <strong class="figure">★ {fixed(best)}<span class="unseen"> the best</span></strong>
+                      : fixed(best)}
                   </td>
-                  <td class="number">{number(after)}</td>
+                  <td class="number">{fixed(after)}</td>
                 </>
               ))}
             </tr>
@@ -211,7 +201,8 @@ function MetricTable({ keys, all, caption }: Several & { caption: string }) {
 
 function SettingsTable({ keys, all }: Several) {
   const [showsAll, setShowsAll] = useState(false);
-  const known = all.flatMap(({ run }, place) => (run ? [{ key: keys[place]!, config: run.config }] : []));
+  const names = shortNames(keys);
+  const known = all.flatMap(({ run }, place) => (run ? [{ name: names[place]!, config: run.config }] : []));
   const rows = compared(known.map(({ config }) => config));
   const shown = rows.filter((row) => showsAll || row.differs);
   const choice = (
@@ -226,7 +217,7 @@ function SettingsTable({ keys, all }: Several) {
       {shown.length > 0 && (
         <Table caption="Settings of each run">
           <thead>
-            <tr><th scope="col">Setting</th>{known.map(({ key }) => <th scope="col"><span class="clipped">{key}</span></th>)}</tr>
+            <tr><th scope="col">Setting</th>{known.map(({ name }) => <th scope="col"><span class="clipped">{name}</span></th>)}</tr>
           </thead>
           <tbody>
             {shown.map(({ name, values, differs }) => (

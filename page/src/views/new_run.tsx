@@ -24,7 +24,8 @@ interface Group {
 export default function NewRun() {
   const [form, setForm] = useState<Form>(RECOMMENDED);
   const [chosen, setChosen] = useState<Chosen>({ loss: false, evaluation: false });
-  const request = useMemo(() => requestOf(form), [form]);
+  const [hasGpu, setHasGpu] = useState<boolean | undefined>(undefined);
+  const request = useMemo(() => requestOf(form, hasGpu), [form, hasGpu]);
   const stored = usePolled<{ items: StoredData[] }>("/data", {}, 10_000);
   const { check, error, isPending } = useCheck(form.train_data ? request : null);
   const dataForm = check?.train_data?.form;
@@ -35,11 +36,17 @@ export default function NewRun() {
   useEffect(() => {
     if (dataForm) setForm((now) => fitted(now, dataForm, chosen));
   }, [dataForm]);
+  useEffect(() => {
+    if (check) setHasGpu(check.has_gpu);
+  }, [check]);
   const key = useKey(request);
   const [refusal, setRefusal] = useState<Complaint | null>(null);
   useEffect(() => setRefusal(null), [form]);
   const lacking = missing(form);
-  const found = (check?.problems ?? []).filter(({ field }) => !lacking.length || fieldOf(field) !== "evaluation");
+  // What the first check says of a GPU is answered by the next one, which asks for what there is.
+  const isOfGpu = ({ field }: Complaint) => field === "device" && form.device === "auto";
+  const warnings = (check?.warnings ?? []).filter((each) => !isOfGpu(each));
+  const found = (check?.problems ?? []).filter((each) => !isOfGpu(each) && (!lacking.length || fieldOf(each.field) !== "evaluation"));
   const complaints: Complaint[] = [...lacking, ...found, ...(refusal ? [refusal] : [])];
   const problems = (field: keyof Form) => complaints.filter((c) => fieldOf(c.field) === field).map((c) => c.message);
   const group = { form, change, problems };
@@ -57,11 +64,11 @@ export default function NewRun() {
           </Card>
           <Card title="2. Model and training"><Training {...group} dataForm={dataForm} /></Card>
           <Card title="3. Evaluation"><EvaluationFields {...group} stored={stored} check={check} /></Card>
-          <Card><More {...group} /></Card>
+          <Card><More {...group} hasGpu={hasGpu} /></Card>
         </form>
         <div class="stack side">
           <Card title="Before it starts">
-            <Verdict hasData={Boolean(form.train_data)} check={check} error={error} isPending={isPending} complaints={complaints} />
+            <Verdict hasData={Boolean(form.train_data)} check={check} error={error} isPending={isPending} complaints={complaints} warnings={warnings} />
             <Start request={request} idempotencyKey={key} isReady={Boolean(check) && !isPending && !complaints.length} onRefused={setRefusal} />
           </Card>
           <Card title="The same without this page"><SameAs request={request} idempotencyKey={key} /></Card>
@@ -103,7 +110,7 @@ function Training({ form, change, problems, dataForm }: Group & { dataForm?: str
   const suggested = dataForm ? recommendedLoss(dataForm) : undefined;
   const fits = !suggested || !loss || loss.forms.includes(dataForm!);
   return (
-    <div class="fields">
+    <div class="fields four">
       <TextField
         label="Model" value={form.model} onChange={(model) => change({ model })} suggestions={MODELS} problems={problems("model")}
         hint={MODELS.find(({ name }) => name === form.model)?.says ?? "a short name, a Hugging Face id or a folder of the server"}
@@ -158,7 +165,7 @@ function EvaluationFields({ form, change, problems, stored, check }: Group & { s
       )}
       {form.evaluation !== "none" && (
         <div class="fields">
-          <TextField label="Queries whose results are kept" type="number" min={1} value={form.n_examples} onChange={(n_examples) => change({ n_examples })} problems={problems("n_examples")} hint="to read them beside each other afterwards" />
+          <TextField label="Example queries" type="number" min={1} value={form.n_examples} onChange={(n_examples) => change({ n_examples })} problems={problems("n_examples")} hint="whose results are kept, to read them afterwards" />
         </div>
       )}
       {form.evaluation !== "none" && check?.evaluation && (
@@ -171,7 +178,9 @@ function EvaluationFields({ form, change, problems, stored, check }: Group & { s
   );
 }
 
-function More({ form, change, problems }: Group) {
+const DEVICE_HINTS = new Map([[true, "it has a GPU"], [false, "it has no GPU, so the processor trains"]]);
+
+function More({ form, change, problems, hasGpu }: Group & { hasGpu?: boolean }) {
   const names = ["learning_rate", "batch_size", "num_items_per_class", "seed", "device", "to_onnx", "run_name", "experiment_name", "description"] as const;
   const text = (name: (typeof names)[number], label: string, hint: string, more: { type?: "number"; min?: number; placeholder?: string; inputMode?: "decimal" } = {}) => (
     <TextField label={label} hint={hint} value={String(form[name])} onChange={(value) => change({ [name]: value })} problems={problems(name)} {...more} />
@@ -193,10 +202,11 @@ function More({ form, change, problems }: Group) {
           {findLoss(form.loss)?.forms.includes("labels") !== false &&
             text("num_items_per_class", "Texts of a label together", "at least 2", { type: "number", min: 2 })}
           {text("seed", "Seed", "the same seed gives the same batches", { type: "number", min: 0, placeholder: "0" })}
-          <Field label="Device" problems={problems("device")}>
+          <Field label="Device" problems={problems("device")} hint={hasGpu !== undefined && DEVICE_HINTS.get(hasGpu)}>
             {(marks) => (
               <select {...marks} value={form.device} onChange={(e) => change({ device: e.currentTarget.value as Form["device"] })}>
-                <option value="cuda">a GPU, where there is one</option>
+                <option value="auto">what the server has</option>
+                <option value="cuda">a GPU</option>
                 <option value="cpu">the processor</option>
               </select>
             )}
@@ -216,8 +226,8 @@ function More({ form, change, problems }: Group) {
 }
 
 function Verdict(
-  { hasData, check, error, isPending, complaints }:
-    { hasData: boolean; check?: Check; error?: ApiError; isPending: boolean; complaints: Complaint[] },
+  { hasData, check, error, isPending, complaints, warnings }:
+    { hasData: boolean; check?: Check; error?: ApiError; isPending: boolean; complaints: Complaint[]; warnings: Complaint[] },
 ) {
   if (!hasData) return <p class="quiet">Choose training data; the server then checks data and settings at every change.</p>;
   const loose = complaints.filter(({ field }) => !fieldOf(field));
@@ -233,7 +243,7 @@ function Verdict(
         </Note>
       )}
       {loose.map(({ message }) => <Note tone="bad"><p>{message}</p></Note>)}
-      {check?.warnings.map(({ message }) => <Note tone="warn"><p>{message}</p></Note>)}
+      {warnings.map(({ message }) => <Note tone="warn"><p>{message}</p></Note>)}
       {check && !complaints.length && <Note tone="good"><p>Nothing stands in the way.</p></Note>}
       {check?.size_bytes != null && check.free_bytes != null && (
         <p class="quiet">Needs about {size(check.size_bytes)} on the disk, of which {size(check.free_bytes)} are free.</p>

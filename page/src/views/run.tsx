@@ -1,18 +1,16 @@
 // One run: its head with what can be done to it, and the tab that is open.
-import type { ComponentType } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { usePolled } from "../live";
 import { Empty, ErrorNote, Loading, OutcomeBadge, StatusBadge } from "../parts/basics";
+import { Lazy, type Load } from "../parts/lazy";
 import { RunActions } from "../parts/run_actions";
 import { hasEnded, runPath, type RunRecord } from "../records";
 import { type Route, to } from "../route";
 import { RunOverview } from "./run_overview";
 
-type Tab = ComponentType<{ run: RunRecord }>;
-
-const LAZY: Record<string, () => Promise<Tab>> = {
-  changes: () => import("./changes").then((module) => module.ChangesView),
-  space: () => import("./space").then((module) => module.SpaceView),
+const LAZY: Record<string, Load<{ run: RunRecord }>> = {
+  changes: async () => (await import("./changes")).ChangesView,
+  space: async () => (await import("./space")).SpaceView,
 };
 const TABS = [["", "Overview"], ["changes", "What changed"], ["space", "Space"]] as const;
 
@@ -42,21 +40,11 @@ export default function RunView({ route }: { route: Route }) {
       </nav>
       {!run && !error && <Loading what="Loading the run" />}
       {run && !tab && <RunOverview key={run.artifact_id} run={run} />}
-      {run && tab && <Opened key={run.artifact_id + tab} tab={tab} run={run} />}
+      {run && tab && (LAZY[tab]
+        ? <Lazy key={run.artifact_id + tab} load={LAZY[tab]} props={{ run }} />
+        : <ErrorNote error={new Error("A run has no such part.")} />)}
     </>
   );
-}
-
-function Opened({ tab, run }: { tab: string; run: RunRecord }) {
-  const [View, setView] = useState<Tab | null>(null);
-  const [error, setError] = useState<Error | null>(null);
-  const load = LAZY[tab];
-  useEffect(() => {
-    load?.().then((view) => setView(() => view)).catch(() => setError(new Error("This part of the page did not come. Is the service there?")));
-  }, []);
-  if (!load) return <ErrorNote error={new Error("A run has no such part.")} />;
-  if (error) return <ErrorNote error={error} onRetry={() => location.reload()} />;
-  return View ? <View run={run} /> : <Loading />;
 }
 
 function Missing({ name, experiment, wasThere }: { name: string; experiment: string; wasThere: boolean }) {

@@ -1,14 +1,15 @@
 // How a run is doing: its state, its curves, its metrics, its log and its settings.
 import { useMemo, useState } from "preact/hooks";
 import { adviceFor } from "../advice";
-import { decimated, inOrder, smoothed, throughput } from "../curves";
-import { ago, change, duration, number, percent } from "../format";
+import { inOrder, smoothed, thinned, throughput } from "../curves";
+import { ago, capital, change, fixed, number, percent, words } from "../format";
 import { fromJson, useFollowed, useNewLines, usePolled } from "../live";
-import { Card, Empty, ErrorNote, Loading, Note, ProgressBar } from "../parts/basics";
-import { Chart } from "../parts/chart";
+import { Card, Empty, ErrorNote, Figure, Loading, Note, ProgressBar } from "../parts/basics";
+import { Chart, type Curve } from "../parts/chart";
 import { LogCard } from "../parts/log";
 import { MetricsCard } from "../parts/metrics";
 import { SettingsCard } from "../parts/settings_card";
+import { SmoothingChoice } from "../parts/smoothing";
 import { type Epoch, hasEnded, runPath, type RunRecord, type Step } from "../records";
 
 export function RunOverview({ run }: { run: RunRecord }) {
@@ -24,8 +25,10 @@ export function RunOverview({ run }: { run: RunRecord }) {
       <StepCards run={run} steps={steps.items} isThere={steps.isThere} />
       {steps.error && <ErrorNote error={steps.error} />}
       <MetricsCard run={run} epochs={epochs.items} isThere={epochs.isThere} n_steps={steps.items.at(-1)?.n_steps} />
-      <LogCard run={run} />
-      <SettingsCard run={run} />
+      <div class="log-and-settings">
+        <LogCard run={run} />
+        <SettingsCard run={run} />
+      </div>
     </div>
   );
 }
@@ -41,54 +44,71 @@ function StateCard({ run }: { run: RunRecord }) {
   const status = usePolled<{ details: string }>(
     waits ? runPath(run.name, "/status") : null, { experiment_name: run.experiment_name }, 3_000,
   );
-  const { progress } = run;
+  const details = status.value?.details ?? run.details;
   return (
     <Card title="State">
       <div class="stack">
-        {run.status === "FAILED" ? <Failure run={run} /> : (
-          <p aria-live="polite" dir="auto" class="long">{waits && `${waits} `}{status.value?.details ?? run.details}</p>
+        {run.status === "FAILED" && <Failure run={run} />}
+        {run.status !== "FAILED" && run.status !== "FINISHED" && (
+          <p aria-live="polite" dir="auto" class="long">{waits && `${waits} `}{details}</p>
         )}
-        {progress && !hasEnded(run.status) && <ProgressBar progress={progress} />}
-        <dl class="figures">
-          {progress && !hasEnded(run.status) && (
-            <>
-              <Figure name="Epoch" value={`${progress.epoch} of ${progress.n_epochs}`} />
-              <Figure name="Step" value={`${number(progress.n_steps_done)} of ${number(progress.n_steps_total)}`} />
-              <Figure name="Loss" value={number(progress.loss)} />
-              <Figure name="Active" value={percent(progress.active)} />
-              <Figure name="Texts a second" value={number(progress.texts_per_s, 1)} />
-              <Figure name="Left" value={duration(progress.eta_s)} />
-            </>
-          )}
-          {run.metric && (
-            <Figure name={`Best ${run.metric.name.replaceAll("_", " ")}`}
-              value={`${number(run.metric.best)} (${change(run.metric.before, run.metric.best)})`} />
-          )}
-          <Figure name="Created" value={ago(run.created_at)} time={run.created_at} />
-          {run.changed_at && <Figure name="Last change" value={ago(run.changed_at)} time={run.changed_at} />}
-          {run.n_starts !== undefined && <Figure name="Starts" value={String(run.n_starts)} />}
-          {run.position ? <Figure name="Place in the queue" value={String(run.position)} /> : null}
-        </dl>
+        {run.progress && !hasEnded(run.status) && <Progress progress={run.progress} />}
+        {run.metric && <Metric metric={run.metric} />}
         {run.description && <p class="quiet long" dir="auto">{run.description}</p>}
+        <Times run={run} />
       </div>
     </Card>
   );
 }
 
-function Figure({ name, value, time }: { name: string; value: string; time?: string }) {
+function Progress({ progress }: { progress: NonNullable<RunRecord["progress"]> }) {
   return (
-    <div>
-      <dt>{name}</dt>
-      <dd>{time ? <time dateTime={time} title={new Date(time).toLocaleString()}>{value}</time> : value}</dd>
-    </div>
+    <>
+      <ProgressBar progress={progress} />
+      <dl class="figures">
+        <Figure name="Epoch">{progress.epoch} of {progress.n_epochs}</Figure>
+        <Figure name="Step">{number(progress.n_steps_done)} of {number(progress.n_steps_total)}</Figure>
+        <Figure name="Loss">{fixed(progress.loss)}</Figure>
+        <Figure name="Active">{percent(progress.active)}</Figure>
+        <Figure name="Texts a second">{fixed(progress.texts_per_s, 1)}</Figure>
+      </dl>
+    </>
   );
+}
+
+/** The metric that decides, at its best. */
+function Metric({ metric: { name, before, best, best_epoch } }: { metric: NonNullable<RunRecord["metric"]> }) {
+  return (
+    <dl class="figures">
+      <Figure name={capital(words(name))}>{fixed(best)}</Figure>
+      <Figure name="Before training">{fixed(before)}</Figure>
+      <Figure name="Change">{change(before, best)}</Figure>
+      <Figure name="Best epoch">{number(best_epoch)}</Figure>
+    </dl>
+  );
+}
+
+function Times({ run }: { run: RunRecord }) {
+  const { n_starts = 1, position } = run;
+  return (
+    <p class="quiet">
+      Created <Time at={run.created_at} />
+      {run.changed_at && <>, last change <Time at={run.changed_at} /></>}
+      {n_starts > 1 && `, started ${n_starts} times`}
+      {position ? `, place ${position} in the queue` : ""}.
+    </p>
+  );
+}
+
+function Time({ at }: { at: string }) {
+  return <time dateTime={at} title={new Date(at).toLocaleString()}>{ago(at)}</time>;
 }
 
 function Failure({ run }: { run: RunRecord }) {
   return (
     <Note tone="bad">
       <div class="stack tight">
-        <p class="long" dir="auto"><strong>It failed.</strong> {run.details}</p>
+        <p class="long" dir="auto"><strong>It failed.</strong> {run.details.replace(/[^.!?]$/, "$&.")}</p>
         <p>{adviceFor(run.details)}</p>
         <p><a href="#log" onClick={(e) => (e.preventDefault(), document.getElementById("log")?.scrollIntoView())}>The log's last lines</a> say more.</p>
       </div>
@@ -97,7 +117,6 @@ function Failure({ run }: { run: RunRecord }) {
 }
 
 const N_POINTS = 1_600;
-const SPANS = [1, 10, 50, 200];
 
 function StepCards({ run, steps, isThere }: { run: RunRecord; steps: Step[]; isThere: boolean }) {
   const [span, setSpan] = useState(10);
@@ -111,17 +130,9 @@ function StepCards({ run, steps, isThere }: { run: RunRecord; steps: Step[]; isT
       </Card>
     );
   }
-  const smoothing = (
-    <label class="inline">
-      Smoothed over
-      <select value={span} onChange={(e) => setSpan(Number(e.currentTarget.value))}>
-        {SPANS.map((n) => <option value={n}>{n === 1 ? "nothing" : `${n} steps`}</option>)}
-      </select>
-    </label>
-  );
   return (
-    <div class="two">
-      <Card title="Loss" actions={smoothing}>
+    <div class="curves">
+      <Card title="Loss" actions={<SmoothingChoice value={span} onChange={setSpan} />}>
         <Chart xLabel="step" yLabel="Loss" curves={curves.loss} />
       </Card>
       <Card title="Active fraction">
@@ -133,7 +144,7 @@ function StepCards({ run, steps, isThere }: { run: RunRecord; steps: Step[]; isT
         </Card>
       )}
       <Card title="Learning rate">
-        <Chart xLabel="step" yLabel="Learning rate" digits={6} curves={curves.learning_rate} />
+        <Chart xLabel="step" yLabel="Learning rate" curves={curves.learning_rate} />
       </Card>
     </div>
   );
@@ -143,20 +154,19 @@ function stepCurves(steps: Step[], span: number) {
   const x = steps.map((step) => step.n_steps_done);
   const rate = throughput(steps, 20);
   return {
-    loss: rawAndSmoothed(x, steps.map((step) => step.batch_loss), span, "loss of the batch", 0),
-    active: rawAndSmoothed(x, steps.map((step) => step.active), span, "active share of the batch", 1),
-    rate: rate.x.length ? [thinned("texts a second", rate.x, rate.y, 2)] : [],
-    learning_rate: [thinned("learning rate", x, steps.map((step) => step.learning_rate), 5)],
+    loss: rawAndSmoothed(x, steps.map((step) => step.batch_loss), span, 0),
+    active: rawAndSmoothed(x, steps.map((step) => step.active), span, 1),
+    rate: rate.x.length ? [curve("texts a second", rate.x, rate.y, 2)] : [],
+    learning_rate: [curve("learning rate", x, steps.map((step) => step.learning_rate), 5)],
   };
 }
 
 /** Return the raw curve, and the smoothed one over it. */
-function rawAndSmoothed(x: number[], y: number[], span: number, label: string, colour: number) {
-  const raw = { ...thinned(label, x, y, colour), isFaint: span > 1 };
-  return span > 1 ? [raw, thinned("smoothed", x, smoothed(y, span), colour)] : [raw];
+function rawAndSmoothed(x: number[], y: number[], span: number, colour: number): Curve[] {
+  const raw = { ...curve("batch", x, y, colour), isFaint: span > 1 };
+  return span > 1 ? [raw, curve("smoothed", x, smoothed(y, span), colour)] : [raw];
 }
 
-function thinned(label: string, x: number[], y: number[], colour: number) {
-  const places = decimated(y, N_POINTS);
-  return { label, x: places.map((place) => x[place]!), y: places.map((place) => y[place]!), colour, showsPoints: y.length < 3 || undefined };
+function curve(label: string, x: number[], y: number[], colour: number): Curve {
+  return { label, ...thinned(x, y, N_POINTS), colour, showsPoints: y.length < 3 || undefined };
 }

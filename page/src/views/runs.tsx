@@ -1,7 +1,7 @@
 // All runs, the newest first, a page at a time; those that are chosen can be compared.
 import { signal } from "@preact/signals";
 import { useRef } from "preact/hooks";
-import { ago, change, number, plural, words } from "../format";
+import { ago, change, fixed, plural, words } from "../format";
 import { usePolled } from "../live";
 import {
   Code, Empty, ErrorNote, Loading, OutcomeBadge, ProgressBar, StatusBadge,
@@ -95,7 +95,7 @@ function Filters({ experiment }: { experiment: string }) {
           {STATES.map(([name]) => <option value={name}>{name}</option>)}
         </select>
       </label>
-      <label>
+      <label class="widest">
         Text
         <input type="search" placeholder="name, model, loss …" value={text.value} onInput={(e) => (text.value = e.currentTarget.value)} />
       </label>
@@ -155,9 +155,9 @@ function Progress({ run }: { run: RunRecord }) {
       </>
     );
   }
-  if (run.status === "CREATED" && run.position) return <small>place {run.position} in the queue</small>;
-  if (run.status === "FINISHED") return <small>{plural(Number(run.config.epochs), "epoch")}</small>;
-  return <small class="clipped" dir="auto" title={run.details}>{run.details}</small>;
+  if (run.status === "CREATED" && run.position) return <small class="block">place {run.position} in the queue</small>;
+  if (run.status === "FINISHED") return <small class="block">{plural(Number(run.config.epochs), "epoch")}</small>;
+  return <small class="clamp two-lines" dir="auto" title={run.details}>{run.details}</small>;
 }
 
 function Best({ run }: { run: RunRecord }) {
@@ -165,7 +165,7 @@ function Best({ run }: { run: RunRecord }) {
   if (!metric) return <span class="quiet">–</span>;
   return (
     <>
-      <strong class="figure">{number(metric.best)}</strong>{" "}
+      <strong class="figure">{fixed(metric.best)}</strong>{" "}
       <span class="figure quiet">{change(metric.before, metric.best)}</span>
       <small class="block">{words(metric.name)}</small>
     </>

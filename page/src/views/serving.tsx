@@ -1,19 +1,17 @@
 // Serving: the names that clients ask for, and how quickly and well they are answered.
 import { signal } from "@preact/signals";
-import type { ComponentChildren } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { post, remove } from "../api";
 import { ago, milliseconds, number, percent, plural, size } from "../format";
 import { asApiError, usePolled } from "../live";
 import { AliasDialog } from "../parts/alias_dialog";
-import { Badge, Card, Confirm, Empty, ErrorNote, Loading, Note, Table } from "../parts/basics";
-import { Chart } from "../parts/chart";
+import { Badge, Card, Confirm, Empty, ErrorNote, Figure, Loading, Note, Table } from "../parts/basics";
+import { Chart, type Curve } from "../parts/chart";
 import { withScope } from "../parts/stored_data";
 import { gauge, reading } from "../prometheus";
-import type { Alias, Model } from "../records";
-import { splitKey } from "../records";
+import { type Alias, type Model, splitKey } from "../records";
 import { to } from "../route";
-import { type History, modelFigures, NO_HISTORY, withReading } from "../serving_figures";
+import { type History, modelFigures, NO_HISTORY, type Place, withReading } from "../serving_figures";
 
 const INTERVAL_MS = 2_000;
 const N_CURVES = 8;
@@ -139,40 +137,50 @@ function AliasRow({ alias, mayChange, onOpen }: { alias: Alias; mayChange: boole
   );
 }
 
-function Traffic({ history: { places }, history: all }: { history: History }) {
-  const last = places.at(-1);
-  const models = modelFigures(all);
-  const names = [...new Set(places.flatMap(({ rates }) => Object.keys(rates)))].filter((name) => places.some(({ rates }) => rates[name]));
-  const x = places.map(({ at_s }) => Math.round((100 * (at_s - last!.at_s)) / 60) / 100);
-  const curve = (label: string, y: (number | null)[], colour?: number) => ({ label, x, y, colour });
-  const inMs = (seconds: number | null) => (seconds === null ? null : 1e3 * seconds);
-  if (!last) return <Card title="Traffic"><Loading what="Counting" /></Card>;
+function Traffic({ history }: { history: History }) {
+  const { places } = history;
+  if (!places.length) return <Card title="Traffic"><Loading what="Counting" /></Card>;
+  const models = modelFigures(history).filter(({ requests_per_s }) => requests_per_s > 0);
+  const hasCurves = places.some(({ p50_s, queue_tokens, rates }) => p50_s !== null || queue_tokens || Object.values(rates).some(Boolean));
   return (
     <>
       <Card title="Traffic, the last minute">
         {models.length ? (
-          <>
+          <div class="stack near">
             <ModelTable models={models} />
             <small>p50: half of the requests took no longer; p95: 95 of 100.</small>
-          </>
+          </div>
         ) : (
-          <Empty title="Nobody has asked for anything">
-            <p>When clients ask <code>POST /encode</code>, their models stand here.</p>
+          <Empty title={hasCurves ? "Nobody asked in the last minute" : "Nobody has asked for anything"}>
+            <p>
+              When clients ask <code>POST /encode</code>, their models stand here
+              {hasCurves ? "." : ", and curves of requests, latency and queue below. What is counted begins when this page is opened."}
+            </p>
           </Empty>
         )}
       </Card>
-      <div class="three">
-        <Card title="Requests a second">
-          <Chart curves={names.slice(0, N_CURVES).map((name, place) => curve(wordsOf(name), places.map(({ rates }) => rates[name] ?? 0), place))} xLabel="minutes" yLabel="requests a second" height={170} digits={1} />
-        </Card>
-        <Card title="Latency over HTTP, ms">
-          <Chart curves={[curve("p50", places.map(({ p50_s }) => inMs(p50_s)), 0), curve("p95", places.map(({ p95_s }) => inMs(p95_s)), 1)]} xLabel="minutes" yLabel="milliseconds" height={170} digits={1} />
-        </Card>
-        <Card title="Tokens that wait">
-          <Chart curves={[curve("tokens", places.map(({ queue_tokens }) => queue_tokens), 2)]} xLabel="minutes" yLabel="tokens that wait" height={170} digits={0} />
-        </Card>
-      </div>
+      {hasCurves && <Curves places={places} />}
     </>
+  );
+}
+
+function Curves({ places }: { places: Place[] }) {
+  const names = [...new Set(places.flatMap(({ rates }) => Object.keys(rates)))].filter((name) => places.some(({ rates }) => rates[name])).sort();
+  const now = places.at(-1)!.at_s;
+  const x = places.map(({ at_s }) => Math.round((100 * (at_s - now)) / 60) / 100);
+  const curve = (label: string, value: (place: Place) => number | null, colour: number): Curve => ({ label, x, y: places.map(value), colour });
+  const inMs = (seconds: number | null) => (seconds === null ? null : 1e3 * seconds);
+  const chart = (title: string, yLabel: string, leastY: number, curves: Curve[]) => (
+    <Card title={title}>
+      <Chart curves={curves} xLabel="minutes" yLabel={yLabel} digits={1} height={170} leastX={1} leastY={leastY} />
+    </Card>
+  );
+  return (
+    <div class="three">
+      {chart("Requests a second", "requests a second", 1, names.slice(0, N_CURVES).map((name, place) => curve(wordsOf(name), ({ rates }) => rates[name] ?? 0, place)))}
+      {chart("Latency over HTTP, ms", "milliseconds", 10, [curve("p50", ({ p50_s }) => inMs(p50_s), 0), curve("p95", ({ p95_s }) => inMs(p95_s), 1)])}
+      {chart("Tokens that wait", "tokens that wait", 10, [curve("tokens", ({ queue_tokens }) => queue_tokens, 2)])}
+    </div>
   );
 }
 
@@ -216,20 +224,20 @@ function ModelTable({ models }: { models: ReturnType<typeof modelFigures> }) {
 function Memory({ history: { last }, models, error }: { history: History; models: Model[]; error?: Error }) {
   const loaded = models.filter(({ kind, is_loaded }) => kind === "run" && is_loaded);
   const [n, bytes] = last ? [gauge(last, "finetuner_loaded_models"), gauge(last, "finetuner_loaded_bytes")] : [null, null];
-  const figure = (words: string, value: ComponentChildren) => <div><dt>{words}</dt><dd>{value}</dd></div>;
   return (
     <Card title="Loaded models">
       <div class="stack near">
         {error && !models.length && <ErrorNote error={withScope(error, "encode or read")} />}
         <dl class="figures">
-          {figure("in memory", n === null ? "–" : plural(n, "model"))}
-          {figure("their files", bytes === null ? "–" : size(bytes))}
+          <Figure name="in memory">{n === null ? "–" : plural(n, "model")}</Figure>
+          <Figure name="their files">{bytes === null ? "–" : size(bytes)}</Figure>
         </dl>
         {loaded.length > 0 && (
           <ul class="plain-list">
             {loaded.map(({ id, dim }) => <li><bdi class="name">{id}</bdi> <small>{dim} dimensions</small></li>)}
           </ul>
         )}
+        {loaded.length > 0 && n !== null && n > loaded.length && <small>Counted are all copies, and the models that runs began with.</small>}
         {!loaded.length && <p class="quiet">A model is loaded when it is first asked for, and before an alias points to it.</p>}
       </div>
     </Card>

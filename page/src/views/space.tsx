@@ -4,11 +4,12 @@ import { zoomIdentity, type ZoomTransform } from "d3-zoom";
 import { number, percent, plural } from "../format";
 import { usePolled } from "../live";
 import { Empty, ErrorNote, Loading, Note, Table } from "../parts/basics";
-import { Choices, Field } from "../parts/field";
+import { CaptionChoice } from "../parts/caption";
+import { Choices } from "../parts/field";
 import { type Group, Scatter, zoomed } from "../parts/scatter";
 import { withScope } from "../parts/stored_data";
 import { between, boundsOf, colourPlaces, countedLabels } from "../points";
-import { hasEnded, type RunRecord, runPath, type SpaceMap } from "../records";
+import { evaluationsOf, hasEnded, type RunRecord, runPath, type SpaceMap } from "../records";
 
 const INTERVAL_MS = 15_000;
 const MOVE_MS = 900;
@@ -33,22 +34,14 @@ export function SpaceView({ run }: { run: RunRecord }) {
   return (
     <div class="stack">
       <h2 class="unseen">Texts as points</h2>
-      {captions.length > 1 && (
-        <Field label="Evaluation">
-          {(marks) => (
-            <select {...marks} value={caption} onChange={(event) => setChosen(event.currentTarget.value)}>
-              {captions.map((name) => <option value={name}>{name}</option>)}
-            </select>
-          )}
-        </Field>
-      )}
+      {captions.length > 1 && <div class="row"><CaptionChoice captions={captions} value={caption} onChange={setChosen} /></div>}
       <Space key={caption} map={evaluations[caption]!} ended={ended} />
     </div>
   );
 }
 
 function NoMap({ run, ended }: { run: RunRecord; ended: boolean }) {
-  const isEvaluated = ((run.config.callbacks as { name: string }[] | undefined) ?? []).some(({ name }) => name === "EvaluationCallback");
+  const isEvaluated = evaluationsOf(run).length > 0;
   if (isEvaluated && !ended) return <Empty title="Not yet"><p>The map comes with the evaluation before training.</p></Empty>;
   return (
     <Empty title="No map">
@@ -101,7 +94,7 @@ function Space({ map, ended }: { map: SpaceMap; ended: boolean }) {
             <Choices<Layout> label="Layout" value={layout} onChange={setLayout} choices={[{ value: "beside", label: "Side by side" }, { value: "moving", label: "One map that moves" }]} />
           )}
         </div>
-        <div class="row">
+        <div class="choices">
           <button type="button" class="small" aria-label="Zoom in" onClick={() => setView(zoomedHere(view, 1.5))}>+</button>
           <button type="button" class="small" aria-label="Zoom out" onClick={() => setView(zoomedHere(view, 1 / 1.5))}>−</button>
           <button type="button" class="small" onClick={() => setView(zoomIdentity)}>Show all</button>
@@ -220,7 +213,7 @@ function Legend({ map, highlighted, onHighlight }: { map: SpaceMap; highlighted:
         <datalist id={list}>{counted.slice(0, MANY_LABELS).map(([label, n]) => <option value={label}>{plural(n, "text")}</option>)}</datalist>
         {typed && !highlighted && <small role="status">no label of that name</small>}
         {highlighted && <small role="status">{plural(known.get(highlighted)!, "text")} in colour</small>}
-        <span class="quiet shapes"><span aria-hidden="true">◆</span> query <span aria-hidden="true">●</span> searched text</span>
+        <span class="quiet row shapes"><span><span aria-hidden="true">◆</span> query</span><span><span aria-hidden="true">●</span> searched text</span></span>
       </div>
     </section>
   );

@@ -70,7 +70,7 @@ function Sides({ models, query }: { models: Model[]; query: URLSearchParams }) {
           <Field label="Searched among">
             {(marks) => (
               <select {...marks} value={index} onChange={(event) => show({ index: event.currentTarget.value })}>
-                <option value="">the texts of the first model's run</option>
+                <option value="">the first model's texts</option>
                 <optgroup label="Texts of another run">
                   {models.filter(({ kind }) => kind === "run").map(({ id }) => <option value={runOf(id, models)!}>{id}</option>)}
                 </optgroup>
@@ -85,7 +85,8 @@ function Sides({ models, query }: { models: Model[]; query: URLSearchParams }) {
       </Card>
       {asked && left.hits && right.hits && (
         <p aria-live="polite">
-          {plural(moves(own, other).filter((move) => move !== null).length, "text")} of {own.length} stand on both sides.
+          {plural(moves(own, other).filter((move) => move !== null).length, "text")} of {own.length} stand on both sides.{" "}
+          <span class="quiet">The number below a text is its cosine to the query.</span>
         </p>
       )}
       <div class="two">
@@ -175,7 +176,7 @@ function Found({ found, against, asked, coloured }: { found: Search; against: Se
       {!hits && !progress && !error && <Loading what="Searching" />}
       {answer && (
         <small>
-          {plural(answer.n_texts, "text")} searched · query embedded in {milliseconds(answer.encode_s)} · searched in {milliseconds(answer.search_s)}
+          {plural(answer.n_texts, "text")} · query embedded in {milliseconds(answer.encode_s)} · searched in {milliseconds(answer.search_s)}
         </small>
       )}
       {hits && !hits.length && <Note><p>There is nothing to search among.</p></Note>}
