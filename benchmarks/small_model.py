@@ -16,7 +16,9 @@ from finetuner.config import workspace_dir
 def main() -> None:
     job = json.loads(sys.stdin.read())
     folder = Path(job["folder"])
-    tokenizer = AutoTokenizer.from_pretrained(locate("all-minilm-l6-v2", workspace_dir()))
+    tokenizer = AutoTokenizer.from_pretrained(
+        locate("all-minilm-l6-v2", workspace_dir()), trust_remote_code=False
+    )
     model = job["model"]
     if not model:
         config = BertConfig(

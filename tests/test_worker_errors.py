@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from finetuner import heartbeat as heartbeat_module
-from finetuner import runs
+from finetuner import state_files
 from finetuner.checkpoint import CheckpointStore
 from finetuner.config import RunConfig
 from finetuner.exits import Exit
@@ -144,7 +144,7 @@ def full(*_):
 
 def test_a_state_that_cannot_be_written_is_left_to_the_service(run, work, monkeypatch):
     def work_(run, console, stop, say):
-        monkeypatch.setattr(runs, "write_new_json", full)
+        monkeypatch.setattr(state_files, "write_new_json", full)
         return "Run finished"
 
     assert work(run, work_) == Exit.VOLUME
@@ -152,7 +152,7 @@ def test_a_state_that_cannot_be_written_is_left_to_the_service(run, work, monkey
 
 
 def test_a_claim_that_cannot_be_written(run, work, monkeypatch):
-    monkeypatch.setattr(runs, "write_new_json", full)
+    monkeypatch.setattr(state_files, "write_new_json", full)
     assert work(run, raising(AssertionError("it was not claimed"))) == Exit.VOLUME
     assert run.state().status is Status.CREATED
 
