@@ -20,6 +20,8 @@ from finetuner.pairs import PAIR_HEADERS, TextPairs, Texts, read_rows
 
 _HEADERS = ({"text", "label"}, {"text", "label", "id"}, *PAIR_HEADERS)
 _DELIMITERS = ",;\t|"
+# In characters; what is longer is a text.
+_LONGEST_LABEL = 80
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,17 @@ class CSVOptions:
     :param sampling_rate: Share of the rows to keep, over 0 to 1, drawn with a fixed seed.
     :param dialect: ``auto`` (sniffed), or a name that the ``csv`` module knows.
     :param encoding: Of a file given by path.
-    :param is_labeled: Two columns are text and label; else, two texts that mean the same. A header row
-        decides too: ``text,label[,id]``, ``anchor,positive[,negative]`` or ``sentence1,sentence2,score``.
+    :param is_labeled: Two columns are text and label; else, two texts that mean the same. By what stands
+        in them when None: see :func:`looks_labelled`; a first row of other names is then passed over. A
+        header row decides too: ``text,label[,id]``, ``anchor,positive[,negative]`` or
+        ``sentence1,sentence2,score``.
     """
 
     size: int | None = None
     sampling_rate: float | None = None
     dialect: str = "auto"
     encoding: str = "utf-8"
-    is_labeled: bool = False
+    is_labeled: bool | None = False
 
 
 def read_csv(
@@ -64,12 +68,17 @@ def read_csv(
         raise DataError("the CSV file does not exist or is empty")
     header = [cell.strip().lower() for cell in rows[0]]
     has_header = set(header) in _HEADERS and len(set(header)) == len(header)
+    is_labeled = options.is_labeled
+    if not has_header and is_labeled is None:
+        is_labeled = looks_labelled(rows)
+        has_header = is_labeled and _is_first_label_alone(rows)
+        header = ["text", "label"]
     rows = _sample(rows[has_header:], options)
     if not rows:
         raise DataError(
             "no row of the CSV is left; it is a header alone, or the options leave none"
         )
-    names = header if has_header else _names_by_columns(rows, is_labeled=options.is_labeled)
+    names = header if has_header else _names_by_columns(rows, is_labeled=bool(is_labeled))
     return read_rows([dict(zip(names, row, strict=True)) for row in _of_width(rows, len(names))])
 
 
@@ -86,6 +95,25 @@ def _names_by_columns(rows: list[list[str]], *, is_labeled: bool) -> Sequence[st
                 "commas, or name the columns: anchor,positive,negative or sentence1,sentence2,score"
             )
     return ("sentence1", "sentence2", "score")
+
+
+def looks_labelled(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether the second of two columns holds labels and not texts: short ones, each twice on average.
+
+    :param rows: With a row of names at most; none are not labelled.
+    """
+    if not rows or any(len(row) != 2 for row in rows):
+        return False
+    labels = [row[1].strip() for row in rows]
+    # One may be a name of the column.
+    n_labels = max(1, len(set(labels)) - 1)
+    return max(map(len, labels)) <= _LONGEST_LABEL and 2 * n_labels <= len(labels) - 1
+
+
+def _is_first_label_alone(rows: list[list[str]]) -> bool:
+    """Whether the first row's label is no other row's: a name of the column, and if not, of no use."""
+    first, *others = (row[1].strip() for row in rows)
+    return first not in others
 
 
 def _is_number(cell: str) -> bool:
@@ -150,10 +178,14 @@ def _of_width(rows: list[list[str]], width: int) -> list[list[str]]:
     for number, row in enumerate(rows, start=1):
         if len(row) != width:
             raise DataError(
-                f"CSV row {number} has {len(row)} columns, {width} are needed; put quotes around a text "
+                f"CSV row {number} has {_counted(len(row))}, {width} are needed; put quotes around a text "
                 f"that holds commas. The row: `{','.join(row)}`"[:300]
             )
     return rows
+
+
+def _counted(n_columns: int) -> str:
+    return "1 column" if n_columns == 1 else f"{n_columns} columns"
 
 
 def write_csv(data: Texts, file: TextIO) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from docarray import DocumentArray
 
 LABEL_TAG = "finetuner_label"
+_N_SHOWN = 5  # rows, in a message
 _WHOLE_NUMBER = re.compile(r"[+-]?\d+\.0+")
 
 
@@ -242,9 +243,12 @@ def _check_complete(data: LabelledTexts) -> None:
         ("no label", [i for i, label in enumerate(data.labels, 1) if label is None]),
     ):
         if missing:
+            shown = ", ".join(map(str, missing[:_N_SHOWN])) + (
+                ", …" if len(missing) > _N_SHOWN else ""
+            )
             raise DataError(
-                f"{len(missing)} of {len(data)} training texts have {problem}; the first is row "
-                f"{missing[0]}. Every text needs a label (the tag `{LABEL_TAG}` of a Document)"
+                f"{len(missing)} of {len(data)} training texts have {problem}: row {shown}; a header is not "
+                f"counted. Give each one (a label is the tag `{LABEL_TAG}` of a Document), or leave it out"
             )
 
 

@@ -11,12 +11,13 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse
 
-from finetuner.csv_file import read_csv
+from finetuner.csv_file import CSVOptions, read_csv
 from finetuner.datastore import DataStore, StoredData
 from finetuner.errors import ConfigError, DataError, TooLargeError
-from finetuner.http_messages import json_response, query
+from finetuner.http_messages import flag, json_response, query
 from finetuner.names import check_data_name
 from finetuner.openapi import ERROR
+from finetuner.pairs import Texts
 from finetuner.signed_links import LINK_FIELDS
 from finetuner.space import Space, full_disk_named, rows_bytes
 
@@ -48,6 +49,11 @@ STORED = _answer("What has the name", _STORED)
 ALL_STORED = _answer(
     "Stored data by name",
     {"type": "object", "properties": {"items": {"type": "array", "items": _STORED}}},
+)
+READ_AS = (
+    "A header of known names says what the columns are. Without one, `?is_labeled=true` says that two "
+    "columns are text and label, `false` that they are two texts that mean the same; when it is left out, "
+    "what stands in them decides, and a first row of other names is passed over."
 )
 CSV_BODY = {
     "requestBody": {
@@ -94,16 +100,19 @@ def _add_changing(app: FastAPI, store: DataStore, space: Space) -> None:
         status_code=201,
         tags=["data"],
         summary="Store the texts of a CSV in UTF-8, in place of what has the name",
+        description=READ_AS,
         openapi_extra=CSV_BODY,
         responses={201: STORED, 413: ERROR, 422: ERROR, 507: ERROR},
     )
     async def put_data(name: str, request: Request) -> Response:
-        query(request)
+        parameters = query(request, "is_labeled")
+        is_labeled = flag(parameters, "is_labeled") if "is_labeled" in parameters else None
         check_data_name(name)
         _check_type(request)
         with SpooledTemporaryFile(_SPOOLED_BYTES) as file:
             await _receive(request, file)
-            entry = await asyncio.to_thread(_store_csv, name, file, store, space)
+            texts = await asyncio.to_thread(_texts_of, file, is_labeled=is_labeled)
+        entry = await asyncio.to_thread(_store, name, texts, store, space)
         return json_response(asdict(entry), 201)
 
     @app.delete(
@@ -147,20 +156,24 @@ async def _receive(request: Request, file: SpooledTemporaryFile[bytes]) -> None:
         await asyncio.to_thread(file.write, chunk)
 
 
-def _store_csv(
-    name: str, file: SpooledTemporaryFile[bytes], store: DataStore, space: Space
-) -> StoredData:
-    """Read a CSV and store its texts.
+def _texts_of(file: SpooledTemporaryFile[bytes], *, is_labeled: bool | None) -> Texts:
+    """Read a CSV.
 
     :raises DataError: When it is no UTF-8, or no CSV of texts.
-    :raises InsufficientSpaceError: When the volume has no room for it.
     """
     file.seek(0)
     try:
         content = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        texts = read_csv(content, max_rows=MAX_CSV_ROWS)
+        return read_csv(content, CSVOptions(is_labeled=is_labeled), max_rows=MAX_CSV_ROWS)
     except UnicodeDecodeError as exc:
         raise DataError(f"the CSV is no UTF-8: {exc}") from exc
+
+
+def _store(name: str, texts: Texts, store: DataStore, space: Space) -> StoredData:
+    """Store texts.
+
+    :raises InsufficientSpaceError: When the volume has no room for them.
+    """
     purpose = f"the upload `{name}`"
     # Its texts lie there twice.
     needed_bytes = 2 * rows_bytes({name: texts}) + _DOCUMENT_BYTES * len(texts)

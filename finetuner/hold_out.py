@@ -1,8 +1,9 @@
 """A share of the training data kept for the evaluation, so that a run can be judged without data beside.
 
-- Ten labels with two texts or more: whole labels are held out, as retrieval meets what it was not trained
-  on; each of their texts is a query, searched among the others.
-- Fewer labels: texts of every label are held out and are queries; what is trained on is searched.
+- A share that comes to five labels or more, with two texts each: whole labels are held out, as retrieval
+  meets what it was not trained on; each of their texts is a query, searched among the others.
+- Fewer: among the texts of so few labels any model finds the right ones. Texts of every label are held out
+  and are queries; what is trained on is searched.
 - Pairs: whole groups of linked texts are held out; their anchors are queries, their positives are searched.
 
 What is held out is not trained on, nor is any text that compares as equal (:func:`finetuner.data.fold`).
@@ -22,8 +23,8 @@ from finetuner.errors import DataError
 from finetuner.linked_texts import linked_pairs
 from finetuner.pairs import TextPairs, Texts
 
-# Whole labels are held out when there are so many with two texts or more.
-MIN_LABELS = 10
+# Whole labels are held out when there are so many to be searched among.
+MIN_HELD_LABELS = 5
 # More would take long to search in every epoch, and tell no more.
 MAX_QUERIES = 10_000
 MAX_INDEX = 50_000
@@ -57,8 +58,11 @@ def hold_out(data: Texts, share: float, *, seed: int) -> HeldOut:
     if isinstance(data, TextPairs):
         return _of_pairs(data, share, generator)
     members = _members(data)
-    if sum(len(places) > 1 for places in members.values()) >= MIN_LABELS:
-        return _of_labels(data, members, share, generator)
+    groups = [places for places in members.values() if len(places) > 1]
+    n_wanted = _n_wanted(share, sum(map(len, members.values())))
+    chosen = _chosen_groups([len(places) for places in groups], n_wanted, generator)
+    if len(chosen) >= MIN_HELD_LABELS:
+        return _of_labels(data, sorted(place for number in chosen for place in groups[number]))
     return _of_texts(data, members, share, generator)
 
 
@@ -75,17 +79,7 @@ def _members(data: LabelledTexts) -> dict[str, list[int]]:
     return members
 
 
-def _of_labels(
-    data: LabelledTexts,
-    members: dict[str, list[int]],
-    share: float,
-    generator: np.random.Generator,
-) -> HeldOut:
-    groups = [places for places in members.values() if len(places) > 1]
-    sizes = [len(places) for places in groups]
-    n_wanted = _n_wanted(share, sum(map(len, members.values())))
-    chosen = _chosen_groups(sizes, n_wanted, generator)
-    held = sorted(place for number in chosen for place in groups[number])
+def _of_labels(data: LabelledTexts, held: list[int]) -> HeldOut:
     labels = {data.labels[place] for place in held}
     return HeldOut(
         _without(
@@ -129,7 +123,7 @@ def _index(data: LabelledTexts, left: list[int], generator: np.random.Generator)
     if len(left) <= MAX_INDEX:
         return left
     first = {data.labels[place]: place for place in reversed(left)}
-    drawn = generator.choice(left, MAX_INDEX - len(first), replace=False).tolist()
+    drawn = generator.choice(left, max(0, MAX_INDEX - len(first)), replace=False).tolist()
     return sorted({*first.values(), *drawn})
 
 

@@ -67,6 +67,7 @@ def serve(
             return
         console.print(
             f"[bold]Finetuner is ready.[/bold]\n"
+            f"  page       http://{_shown(host)}:{http_port}   (open it in a browser)\n"
             f"  HTTP       http://{host}:{http_port}   (described at /docs)\n"
             f"  gRPC       {host}:{grpc_port}\n"
             f"  workspace  {folder}\n"
@@ -88,6 +89,11 @@ def serve(
         say("Starting ...")
         service.run(say_ready)
     say("Stopped.")
+
+
+def _shown(host: str) -> str:
+    """Return what a browser on this machine reaches."""
+    return "127.0.0.1" if host in ("0.0.0.0", "::") else host
 
 
 def _check_free(host: str, port: int) -> None:

@@ -103,7 +103,7 @@ def _check_improved(run: Run, target: Target, alias: str) -> None:
         return
     shown = ", ".join(f"{caption}: {outcome}" for caption, outcome in sorted(verdicts.items()))
     raise PromotionRefusedError(
-        f"alias `{alias}` takes a run with a verdict `{Outcome.IMPROVED}` and none "
-        f"`{Outcome.REGRESSED}`; run `{target.run}` has {shown or 'none, for it was not evaluated'}; "
-        "to serve it all the same, use force=True (the command's --force)"
+        f"run `{target.run}` did not measure better ({shown or 'it was not evaluated'}): alias `{alias}` "
+        "takes one that improved on one evaluation at least and got worse on none; to serve it all the "
+        "same, use force=True (the command's --force)"
     )

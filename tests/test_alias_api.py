@@ -46,7 +46,7 @@ def test_set_gives_what_the_list_shows(api, warmed, tmp_path):
 
 def test_force_and_only_force_overrules_the_rule(api, warmed):
     for force in ({}, {"force": False}):
-        with pytest.raises(PromotionRefusedError, match="has set 0: REGRESSED"):
+        with pytest.raises(PromotionRefusedError, match="not measure better .set 0: REGRESSED"):
             api.set({"name": "prod", "run": "three", **force})
     assert warmed == []
     assert api.set({"name": "prod", "run": "three", "force": True})["revision"] == 1

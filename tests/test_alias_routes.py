@@ -130,7 +130,7 @@ def test_life_of_an_alias_by_verbs(server, finish_run):
     assert finetuner.list_aliases() == [finetuner.get_alias("prod")] == [alias]
     finish_run("four", "REGRESSED", experiment="other")
     run = Run(Client(), {"name": "four", "experiment_name": "other"})
-    with pytest.raises(PromotionRefusedError, match="has set 0: REGRESSED"):
+    with pytest.raises(PromotionRefusedError, match="not measure better .set 0: REGRESSED"):
         finetuner.set_alias("prod", run)
     assert finetuner.set_alias("prod", run, force=True)["target"]["run"] == "other/four"
     assert finetuner.rollback_alias("prod")["target"] == alias["target"]
@@ -189,7 +189,7 @@ def test_table_shows_one_run_before_in_the_list_and_all_for_one_alias(server, tm
     ("arguments", "exit_code", "message"),
     [
         (("prod",), 3, "no alias `prod`; known: none"),
-        (("prod", "three"), 1, "run `default/three` has set 0: REGRESSED;"),
+        (("prod", "three"), 1, "run `default/three` did not measure better (set 0: REGRESSED):"),
         (("prod", "one", "--split", "two"), 2, "split and weight go together"),
         (("prod", "[b]x"), 3, "no run and no artifact `[b]x`"),
         (("--rollback",), 2, "name the alias: finetuner alias NAME"),

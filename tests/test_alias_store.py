@@ -186,7 +186,9 @@ def test_run_deleted_during_the_warm_up_is_not_pointed_to(store, runs, tmp_path)
 @pytest.mark.parametrize("is_new", [True, False])
 def test_whoever_answers_must_have_improved(store, runs, targets, is_new):
     before = None if is_new else store.set("prod", "three")
-    with pytest.raises(PromotionRefusedError, match="run `default/four` has set 0: unchanged"):
+    with pytest.raises(
+        PromotionRefusedError, match="run `default/four` did not measure better .set 0: unch"
+    ):
         store.set("prod", **targets)
     assert store.find("prod") == before
     assert "default/four" in {

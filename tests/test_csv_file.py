@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from finetuner.csv_file import read_csv, write_csv
+from finetuner.csv_file import CSVOptions, read_csv, write_csv
 from finetuner.errors import TooLargeError
 from finetuner.pairs import read_rows
 
@@ -68,3 +68,45 @@ def test_more_rows_than_allowed_are_refused():
     assert len(read_csv(io.StringIO(content), max_rows=5)) == 4
     with pytest.raises(TooLargeError, match="the CSV has more than 4 rows; store it in parts"):
         read_csv(io.StringIO(content), max_rows=4)
+
+
+FAQ = [(f"how do I pay {n}", "payment") for n in range(3)] + [
+    (f"where is my card {n}", "card") for n in range(3)
+]
+
+
+def guessed(rows, delimiter=","):
+    content = "\n".join(delimiter.join(row) for row in rows)
+    return read_csv(io.StringIO(content), CSVOptions(is_labeled=None))
+
+
+@pytest.mark.parametrize("delimiter", [",", ";"])
+@pytest.mark.parametrize("names", [None, ("Question", "Category"), ("text", "label")])
+def test_labels_are_known_by_being_short_and_by_coming_again(names, delimiter):
+    data = guessed([names, *FAQ] if names else FAQ, delimiter)
+    assert [(row["text"], row["label"]) for row in data.rows()] == FAQ
+
+
+def test_a_first_row_whose_label_comes_again_is_no_header():
+    rows = [("a", "x"), ("b", "y"), ("c", "x"), ("d", "y")]
+    assert [row["text"] for row in guessed(rows).rows()] == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [(f"question {n}", f"answer {n}") for n in range(6)],
+        [(f"question {n}", "an answer " * 9) for n in range(6)],
+        [("a", "b")],
+        [("a", "b"), ("c", "d")],
+    ],
+)
+def test_other_columns_are_two_texts(rows):
+    assert [(row["anchor"], row["positive"]) for row in guessed(rows).rows()] == rows
+
+
+def test_without_being_asked_nothing_is_guessed():
+    content = "\n".join(",".join(row) for row in FAQ)
+    assert [*read_csv(io.StringIO(content)).rows()] == [
+        {"anchor": text, "positive": label} for text, label in FAQ
+    ]

@@ -153,7 +153,7 @@ def test_csv_sample_is_the_same_each_time():
     [
         (b"", "does not exist or is empty"),
         (b"a,b\nc,d,e\n", "CSV row 2 has 3 columns, 2 are needed; put quotes"),
-        (b"text,label\na,b\nc\n", "CSV row 2 has 1 columns, 2 are needed; put quotes"),
+        (b"text,label\na,b\nc\n", "CSV row 2 has 1 column, 2 are needed; put quotes"),
         (b"text,label\n", "no row of the CSV is left; it is a header alone"),
         ("é,1\n".encode("latin-1"), "is not utf-8 text .*name its encoding"),
     ],
@@ -186,10 +186,10 @@ def test_training_data_are_cleaned_by_the_rules():
     ("rows", "message"),
     [
         ([], "the training data are empty"),
-        ([("a", 1), (" ", 1)], "1 of 2 training texts have no text; the first is row 2"),
+        ([("a", 1), (" ", 1)], "1 of 2 training texts have no text: row 2; a header is"),
         (
             [("a", 1), ("b", None), ("c", "")],
-            "2 of 3 training texts have no label; the first is row 2",
+            "2 of 3 training texts have no label: row 2",
         ),
         (
             [("a", 1), ("b", 1)],

@@ -109,7 +109,7 @@ def test_bars_are_as_long_as_their_numbers(file):
     ("content", "problem"),
     [
         ("text,label\na,1\nb,1\n", "training needs at least two labels; found 2 different texts"),
-        ("text,label\na,1\n,1\n", "1 of 2 training texts have no text; the first is row 2"),
+        ("text,label\na,1\n,1\n", "1 of 2 training texts have no text: row 2; a header is"),
         ("anchor,positive\na,b\n", "training needs at least two pairs; found 1 different pairs"),
         ("sentence1,sentence2,score\na,b,1\nc,d,1\n", "all scores are 1: nothing can be learnt"),
     ],

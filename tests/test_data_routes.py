@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 import finetuner
 from finetuner import data_routes, data_verbs
 from finetuner.audit import AUDIT_FILE
+from finetuner.data_report import data_report
 from finetuner.data_routes import add_data_routes
 from finetuner.datastore import DataStore
 from finetuner.errors import DataError, DataNotFoundError
@@ -35,6 +36,22 @@ def http(tmp_path):
 
 def put(http, content, name="quora", content_type="text/csv"):
     return http.put(f"/data/{name}", content=content, headers={"Content-Type": content_type})
+
+
+@pytest.mark.parametrize(
+    ("query", "form"),
+    [("", "labels"), ("?is_labeled=true", "labels"), ("?is_labeled=false", "pairs")],
+)
+def test_columns_without_a_header_are_read_as_told_or_guessed(http, tmp_path, query, form):
+    rows = "".join(f"question {n},{'ab'[n % 2]}\n" for n in range(6)).encode()
+    put(http, rows, name=f"quora{query}")
+    assert data_report(DataStore(tmp_path).texts("quora")).form == form
+
+
+def test_a_word_that_says_neither_is_refused(http):
+    answer = put(http, CSV, name="quora?is_labeled=perhaps")
+    assert answer.status_code == 422
+    assert "is_labeled must be one of true, 1, false, 0; got `perhaps`" in answer.text
 
 
 def test_life_of_a_csv(http, tmp_path):

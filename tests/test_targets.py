@@ -37,16 +37,16 @@ def test_run_that_improved_is_taken(targets, finish_run, outcomes):
 @pytest.mark.parametrize(
     ("outcomes", "shown"),
     [
-        ((), "run `default/one` has none, for it was not evaluated"),
-        ((UNCHANGED,), "has set 0: unchanged"),
-        ((REGRESSED,), "has set 0: REGRESSED"),
-        ((IMPROVED, REGRESSED), "has set 0: improved, set 1: REGRESSED"),
+        ((), "run `default/one` did not measure better .it was not evaluated."),
+        ((UNCHANGED,), "better .set 0: unchanged."),
+        ((REGRESSED,), "better .set 0: REGRESSED."),
+        ((IMPROVED, REGRESSED), "better .set 0: improved, set 1: REGRESSED."),
         ((REGRESSED, UNCHANGED, IMPROVED), "set 0: REGRESSED, set 1: unchanged, set 2: improved"),
     ],
 )
 def test_run_that_did_not_improve_is_taken_by_force_alone(targets, finish_run, outcomes, shown):
     finish_run("one", *outcomes)
-    with pytest.raises(PromotionRefusedError, match=f"{shown};.* use force=True"):
+    with pytest.raises(PromotionRefusedError, match=f"{shown}.*: alias .* use force=True"):
         resolve(targets)
     assert resolve(targets, require=Promotion.ANY).run == "default/one"
 
