@@ -100,9 +100,9 @@ export async function post<T>(path: string, body?: unknown, query: Query = {}): 
   return (await send("POST", path, { body, query })).json();
 }
 
-export async function put<T>(path: string, body: unknown): Promise<T> {
+export async function put<T>(path: string, body: unknown, query: Query = {}): Promise<T> {
   const request = body instanceof Blob ? { file: body } : { body };
-  return (await send("PUT", path, request)).json();
+  return (await send("PUT", path, { ...request, query })).json();
 }
 
 export async function remove<T>(path: string, query: Query = {}): Promise<T> {

@@ -1,11 +1,13 @@
 // Data on the server: choose, upload, delete.
-import { useRef, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { ApiError, put, remove } from "../api";
+import { HEADER_BYTES, hasKnownHeader, isReading, type Reading, READINGS } from "../columns";
 import { dataName } from "../fit_request";
 import { ago, plural, size } from "../format";
 import { asApiError, type Polled } from "../live";
 import { dataPath, type StoredData } from "../records";
 import { Confirm, Dialog, Empty, ErrorNote, Loading } from "./basics";
+import { Field } from "./field";
 
 const MANY = 8;
 
@@ -15,8 +17,20 @@ export interface DataChoiceOptions {
   onChange: (name: string) => void;
 }
 
+/** A file that was stored by this page and is still at hand. */
+export interface Uploaded {
+  name: string;
+  file: File;
+  /** Whether its first row names the columns. */
+  hasHeader: boolean;
+}
+
+async function upload(name: string, file: File, is_labeled?: boolean): Promise<void> {
+  await put(dataPath(name), new Blob([file], { type: "text/csv" }), { is_labeled });
+}
+
 /** All stored data, of which one is chosen, and a place to drop a file. */
-export function DataChoice({ stored, value, onChange }: DataChoiceOptions) {
+export function DataChoice({ stored, value, onChange, onUpload }: DataChoiceOptions & { onUpload: (uploaded: Uploaded) => void }) {
   const [wanted, setWanted] = useState("");
   const [doomed, setDoomed] = useState<StoredData | null>(null);
   const [error, setError] = useState<ApiError | null>(null);
@@ -32,7 +46,7 @@ export function DataChoice({ stored, value, onChange }: DataChoiceOptions) {
   };
   return (
     <div class="stack">
-      <Upload stored={stored} onDone={onChange} />
+      <Upload stored={stored} onDone={(uploaded) => (onUpload(uploaded), onChange(uploaded.name))} />
       {stored.error && !items && <ErrorNote error={withScope(stored.error, "read")} onRetry={stored.refresh} />}
       {!items && !stored.error && <Loading what="Looking for stored data" />}
       {items && items.length > MANY && (
@@ -40,7 +54,7 @@ export function DataChoice({ stored, value, onChange }: DataChoiceOptions) {
       )}
       {items && !items.length && (
         <Empty title="Nothing is stored yet">
-          <p>Upload a CSV. Its first row names the columns: text,label or anchor,positive or sentence1,sentence2,score.</p>
+          <p>Upload a CSV. Its first row may name the columns: text,label or anchor,positive or sentence1,sentence2,score.</p>
         </Empty>
       )}
       {shown.length > 0 && (
@@ -73,31 +87,69 @@ export function DataChoice({ stored, value, onChange }: DataChoiceOptions) {
   );
 }
 
+/** What the rows of an uploaded file were read as, and a way to read it otherwise. */
+export function ReadAs({ uploaded, form, onRead }: { uploaded: Uploaded; form?: string; onRead: () => void }) {
+  // Stays while the server is asked again, so that the focus does.
+  const [reading, setReading] = useState<Reading | null>(null);
+  const [isSending, setIsSending] = useState(false);
+  const [error, setError] = useState<ApiError | null>(null);
+  useEffect(() => {
+    if (form !== undefined) setReading(isReading(form) ? form : null);
+  }, [form]);
+  if (!reading) return null;
+  const read = async (other: Reading) => {
+    setError(null);
+    setIsSending(true);
+    setReading(other);
+    try {
+      await upload(uploaded.name, uploaded.file, other === "labels");
+      onRead();
+    } catch (thrown) {
+      setReading(reading);
+      setError(asApiError(thrown));
+    }
+    setIsSending(false);
+  };
+  return (
+    <div class="stack near">
+      <Field label="Rows are" hint={isSending ? "reading the file again …" : "its first row does not say so; choose the other when this is wrong"}>
+        {(marks) => (
+          <select {...marks} value={reading} aria-busy={isSending} onChange={(event) => !isSending && void read(event.currentTarget.value as Reading)}>
+            {Object.entries(READINGS).map(([name, words]) => <option value={name}>{words}</option>)}
+          </select>
+        )}
+      </Field>
+      {error && <ErrorNote error={withScope(error, "fit")} />}
+    </div>
+  );
+}
+
 type Upload = { file: File; state: "asks" | "sending" };
 
 /** A place to drop a CSV, or to choose one. */
-function Upload({ stored, onDone }: { stored: Polled<{ items: StoredData[] }>; onDone: (name: string) => void }) {
-  const [upload, setUpload] = useState<Upload | null>(null);
+function Upload({ stored, onDone }: { stored: Polled<{ items: StoredData[] }>; onDone: (uploaded: Uploaded) => void }) {
+  const [waiting, setWaiting] = useState<Upload | null>(null);
   const [isOver, setIsOver] = useState(false);
   const [error, setError] = useState<ApiError | Error | null>(null);
   const input = useRef<HTMLInputElement>(null);
   const taken = (stored.value?.items ?? []).map(({ name }) => name);
   const send = async (file: File, name: string) => {
-    setUpload({ file, state: "sending" });
+    setWaiting({ file, state: "sending" });
     try {
-      await put(dataPath(name), new Blob([file], { type: "text/csv" }));
+      const hasHeader = hasKnownHeader(await file.slice(0, HEADER_BYTES).text());
+      await upload(name, file);
       stored.refresh();
-      onDone(name);
+      onDone({ name, file, hasHeader });
     } catch (thrown) {
       setError(asApiError(thrown));
     }
-    setUpload(null);
+    setWaiting(null);
   };
   const take = (file: File | undefined) => {
     if (input.current) input.current.value = "";
     if (!file) return;
     setError(null);
-    if (taken.includes(dataName(file.name))) setUpload({ file, state: "asks" });
+    if (taken.includes(dataName(file.name))) setWaiting({ file, state: "asks" });
     else void send(file, dataName(file.name));
   };
   const over = (is: boolean) => (event: DragEvent) => (event.preventDefault(), setIsOver(is));
@@ -109,8 +161,8 @@ function Upload({ stored, onDone }: { stored: Polled<{ items: StoredData[] }>; o
         onDragLeave={over(false)}
         onDrop={(event) => (over(false)(event), take(event.dataTransfer?.files[0]))}
       >
-        {upload?.state === "sending" ? (
-          <p role="status">Uploading <bdi class="name">{upload.file.name}</bdi>, {size(upload.file.size)} … <progress aria-label="Uploading" /></p>
+        {waiting?.state === "sending" ? (
+          <p role="status">Uploading <bdi class="name">{waiting.file.name}</bdi>, {size(waiting.file.size)} … <progress aria-label="Uploading" /></p>
         ) : (
           <>
             <button type="button" onClick={() => input.current!.click()}>Choose a CSV …</button>
@@ -120,13 +172,13 @@ function Upload({ stored, onDone }: { stored: Polled<{ items: StoredData[] }>; o
         <input ref={input} class="unseen" type="file" tabIndex={-1} aria-label="A CSV to upload" accept=".csv,.tsv,.txt,text/csv" onChange={(event) => take(event.currentTarget.files?.[0])} />
       </div>
       {error && <ErrorNote error={withScope(error, "fit")} />}
-      {upload?.state === "asks" && (
-        <Dialog title="There is data of that name" onClose={() => setUpload((now) => (now?.state === "asks" ? null : now))}>
-          <p><bdi class="name">{dataName(upload.file.name)}</bdi> is stored already.</p>
+      {waiting?.state === "asks" && (
+        <Dialog title="There is data of that name" onClose={() => setWaiting((now) => (now?.state === "asks" ? null : now))}>
+          <p><bdi class="name">{dataName(waiting.file.name)}</bdi> is stored already.</p>
           <div class="actions">
-            <button type="button" class="danger" onClick={() => void send(upload.file, dataName(upload.file.name))}>Replace it</button>
-            <button type="button" class="primary" onClick={() => void send(upload.file, dataName(upload.file.name, taken))}>
-              Keep both: {dataName(upload.file.name, taken)}
+            <button type="button" class="danger" onClick={() => void send(waiting.file, dataName(waiting.file.name))}>Replace it</button>
+            <button type="button" class="primary" onClick={() => void send(waiting.file, dataName(waiting.file.name, taken))}>
+              Keep both: {dataName(waiting.file.name, taken)}
             </button>
           </div>
         </Dialog>

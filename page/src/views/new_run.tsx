@@ -7,12 +7,13 @@ import { asApiError, usePolled } from "../live";
 import { Card, Code, ErrorNote, Loading, Note } from "../parts/basics";
 import { DataReportView } from "../parts/data_report";
 import { Choices, Field, Problems, TextField } from "../parts/field";
-import { DataChoice, DataSelect, withScope } from "../parts/stored_data";
+import { DataChoice, DataSelect, ReadAs, type Uploaded, withScope } from "../parts/stored_data";
 import type { Check, Complaint, RunRecord, StoredData } from "../records";
 import { go } from "../route";
 import { commandOf, curlOf, type Json, pythonOf } from "../source_text";
 
 const PAUSE_MS = 400;
+const FEW_LABELS = 5;
 
 /** What a group of fields needs to show the form and to change it. */
 interface Group {
@@ -27,7 +28,9 @@ export default function NewRun() {
   const [hasGpu, setHasGpu] = useState<boolean | undefined>(undefined);
   const request = useMemo(() => requestOf(form, hasGpu), [form, hasGpu]);
   const stored = usePolled<{ items: StoredData[] }>("/data", {}, 10_000);
-  const { check, error, isPending } = useCheck(form.train_data ? request : null);
+  const [uploaded, setUploaded] = useState<Uploaded | null>(null);
+  const [n_uploads, setNUploads] = useState(0);
+  const { check, error, isPending } = useCheck(form.train_data ? request : null, n_uploads);
   const dataForm = check?.train_data?.form;
   const change = (changes: Partial<Form>) => {
     setChosen((now) => ({ loss: now.loss || "loss" in changes, evaluation: now.evaluation || "evaluation" in changes }));
@@ -57,7 +60,10 @@ export default function NewRun() {
         <form class="stack" onSubmit={(event) => event.preventDefault()} aria-label="Settings of the run">
           <Card title="1. Training data">
             <div class="stack">
-              <DataChoice stored={stored} value={form.train_data} onChange={(train_data) => change({ train_data })} />
+              <DataChoice stored={stored} value={form.train_data} onChange={(train_data) => change({ train_data })} onUpload={(file) => (setUploaded(file), setNUploads((n) => n + 1))} />
+              {uploaded && uploaded.name === form.train_data && !uploaded.hasHeader && (
+                <ReadAs key={uploaded.name} uploaded={uploaded} form={dataForm} onRead={() => (setNUploads((n) => n + 1), stored.refresh())} />
+              )}
               <Problems problems={problems("train_data")} />
               {check?.train_data && <DataReportView report={check.train_data} />}
             </div>
@@ -78,13 +84,13 @@ export default function NewRun() {
   );
 }
 
-/** Ask the server what it would say of a request, a moment after its last change. */
-function useCheck(request: Record<string, Json> | null) {
+/** Ask the server what it would say of a request, a moment after its last change or after an upload. */
+function useCheck(request: Record<string, Json> | null, n_uploads: number) {
   const [found, setFound] = useState<{ check?: Check; error?: ApiError; isPending: boolean }>({ isPending: false });
   const [round, setRound] = useState(0);
   const key = request && JSON.stringify(request);
   const data = request?.train_data;
-  useEffect(() => setFound({ isPending: data !== undefined }), [data]);
+  useEffect(() => setFound({ isPending: data !== undefined }), [data, n_uploads]);
   useEffect(() => {
     if (!request) return;
     const abort = new AbortController();
@@ -101,7 +107,7 @@ function useCheck(request: Record<string, Json> | null) {
       }
     }, PAUSE_MS);
     return () => (clearTimeout(timer), abort.abort());
-  }, [key, round, token.value]);
+  }, [key, n_uploads, round, token.value]);
   return found;
 }
 
@@ -172,6 +178,7 @@ function EvaluationFields({ form, change, problems, stored, check }: Group & { s
         <p>
           {plural(check.evaluation.n_queries, "query", "queries")} in {plural(check.evaluation.n_index, "text")} of{" "}
           {plural(check.evaluation.n_labels, "label")}.
+          {check.evaluation.n_labels < FEW_LABELS && " Few labels: the figures can hardly tell models apart."}
         </p>
       )}
     </div>
