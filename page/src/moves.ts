@@ -1,5 +1,6 @@
-// Two lists of results beside each other: which model is meant, and what moved.
-import type { Hit, Model } from "./records";
+// Two lists of results beside each other: which model is meant, what is searched, and what moved.
+import { plural } from "./format";
+import { evaluationsOf, type Hit, type Model, type RunRecord, type StoredData } from "./records";
 
 /** One side of a comparison: a run or an alias, or the model that a run began with. */
 export interface Side {
@@ -33,6 +34,34 @@ export function runOf(artifact: string, models: Model[]): string | null {
   const run = named && (named.kind === "run" ? named : models.find((m) => m.kind === "run" && m.artifact_id === named.artifact_id));
   if (!run) return artifact.includes("/") ? artifact : null;
   return run.id.includes("/") ? run.id : `default/${run.id}`;
+}
+
+/** What stands before the name of stored data among what can be searched. */
+export const DATA = "data:";
+
+/** Rows that are searched, and for that encoded by each model, before anybody chose them. */
+const MOST_UNASKED = 5_000;
+
+/** Texts that can be searched, as the address and the choices name them. */
+export interface Searched {
+  value: string;
+  words: string;
+}
+
+/**
+ * Return what of a run can be searched, what is meant by itself first: its training data while they are stored
+ * and not too many, and what the server keeps with the run.
+ *
+ * @param key The run, as `experiment/run`.
+ * @param run Its record; null when it is gone.
+ */
+export function searchedOf(key: string, run: RunRecord | null, stored: StoredData[]): Searched[] {
+  const trained = stored.find(({ name }) => name === run?.config.train_data);
+  const isEvaluated = run === null || evaluationsOf(run).length > 0;
+  const kept = { value: key, words: `${isEvaluated ? "evaluation" : "training"} texts of ${key}` };
+  if (!trained) return [kept];
+  const data = { value: DATA + trained.name, words: `the training data ${trained.name}, ${plural(trained.n_documents, "row")}` };
+  return trained.n_documents <= MOST_UNASKED ? [data, kept] : [kept, data];
 }
 
 /** Which results of one side are the same texts on the other. */

@@ -55,6 +55,19 @@ export function changeOf(before: Example, after: Example): Changed {
   };
 }
 
+const EPSILON = 1e-9;
+
+/** Whether a query gained, lost, or neither but for what rounding makes. */
+export function wayOf({ gain }: Changed): "gained" | "lost" | "same" {
+  return gain > EPSILON ? "gained" : gain < -EPSILON ? "lost" : "same";
+}
+
+/** Return what to show first: what gained, where there is none what lost, and else the order that they came in. */
+export function firstOrder(changes: Changed[]): "gained" | "lost" | "given" {
+  const ways = new Set(changes.map(wayOf));
+  return ways.has("gained") ? "gained" : ways.has("lost") ? "lost" : "given";
+}
+
 /** Return hits among the first so many results. */
 export function nHits(results: Ranked[], limit = results.length): number {
   return results.slice(0, limit).filter((result) => result.isHit).length;

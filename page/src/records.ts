@@ -185,6 +185,13 @@ export function evaluationsOf(run: RunRecord): Record<string, unknown>[] {
   return callbacks.filter(({ name }) => name === "EvaluationCallback").map(({ options }) => options ?? {});
 }
 
+/** Whether an alias takes a run without being forced to; null where its one verdict in all does not tell. */
+export function isPromotable(run: RunRecord): boolean | null {
+  if (run.verdict === "improved") return true;
+  // Of several evaluations one that improved is enough, where none got worse.
+  return run.verdict === "unchanged" && evaluationsOf(run).length > 1 ? null : false;
+}
+
 export function hasEnded(status: Status): boolean {
   return status === "FINISHED" || status === "FAILED" || status === "CANCELLED";
 }

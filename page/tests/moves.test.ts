@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { moves, newestSides, runOf, sideName, sideOf } from "../src/moves";
-import type { Hit, Model } from "../src/records";
+import { moves, newestSides, runOf, searchedOf, sideName, sideOf } from "../src/moves";
+import type { Hit, Model, RunRecord, StoredData } from "../src/records";
 
 const hits = (...texts: string[]): Hit[] => texts.map((text) => ({ text, label: "1", score: 0 }));
 const model = (id: string, kind: "run" | "alias", artifact_id: string, created: number): Model =>
@@ -36,4 +36,16 @@ test("an alias stands for its run, a run for itself", () => {
   assert.equal(runOf("first", MODELS), "default/first");
   assert.equal(runOf("gone", MODELS), null);
   assert.equal(runOf("gone/run", MODELS), "gone/run");
+});
+
+test("a run's training data are searched while they are stored and few, or else what is kept with the run", () => {
+  const run = (config: Record<string, unknown>) => ({ config }) as unknown as RunRecord;
+  const data = (name: string, n_documents: number): StoredData => ({ name, n_documents, size_bytes: 1, created_at: "" });
+  const evaluated = run({ train_data: "cards", callbacks: [{ name: "EvaluationCallback" }] });
+  const values = (stored: StoredData[]) => searchedOf("default/a", evaluated, stored).map(({ value }) => value);
+  assert.deepEqual(values([data("cards", 120)]), ["data:cards", "default/a"]);
+  assert.deepEqual(values([data("cards", 500_000)]), ["default/a", "data:cards"]);
+  assert.deepEqual(values([data("others", 120)]), ["default/a"]);
+  assert.deepEqual(searchedOf("default/a", evaluated, []), [{ value: "default/a", words: "evaluation texts of default/a" }]);
+  assert.deepEqual(searchedOf("default/a", run({ train_data: "12 rows" }), []), [{ value: "default/a", words: "training texts of default/a" }]);
 });

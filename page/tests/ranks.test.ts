@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { changeOf, changesOf, climb, nHits } from "../src/ranks";
+import { changeOf, changesOf, climb, firstOrder, nHits, wayOf } from "../src/ranks";
 import type { Example } from "../src/records";
 
 function example(...labels: string[]): Example {
@@ -46,4 +46,13 @@ test("queries are paired within their caption; one without its like is left out"
   });
   assert.deepEqual(Object.keys(changes), ["model"]);
   assert.deepEqual(changes.model!.map((change) => [change.query, change.first.after]), [["q", 1]]);
+});
+
+test("what gained is shown first, where there is none what lost", () => {
+  const gained = changeOf(example("x1", "h1"), example("h1", "x1")), lost = changeOf(example("h1", "x1"), example("x1", "h1"));
+  const same = changeOf(example("h1"), example("h1"));
+  assert.deepEqual([gained, lost, same].map(wayOf), ["gained", "lost", "same"]);
+  assert.equal(firstOrder([same, lost, gained]), "gained");
+  assert.equal(firstOrder([same, lost]), "lost");
+  assert.equal(firstOrder([same]), "given");
 });

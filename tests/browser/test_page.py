@@ -251,15 +251,42 @@ def test_from_a_csv_to_a_served_model_by_the_page_alone(server, open_page, tmp_p
     page.get_by_role("button", name="Promote").click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_role("textbox").first.fill("shop")
-    dialog.get_by_role("button", name="Promote").click()
-    # A tiny model with random weights may not improve: then the refusal says so, and one may insist.
-    served = page.get_by_text("shop is served").or_(dialog.get_by_role("checkbox"))
-    served.first.wait_for(timeout=60_000)
-    if dialog.get_by_role("checkbox").count():
+    # A tiny model with random weights may not improve: then the dialog says so, and one may insist.
+    is_worse = server.get("/runs/by-hand").json()["verdict"] != "improved"
+    assert dialog.get_by_text("did not measure better").count() == is_worse
+    if is_worse:
+        assert dialog.get_by_role("button", name="Promote").is_disabled()
         dialog.get_by_role("checkbox").check()
-        dialog.get_by_role("button", name="Promote").click()
+    dialog.get_by_role("button", name="Promote").click()
     page.get_by_text("shop is served").first.wait_for(timeout=60_000)
     assert server.get("/aliases/shop").json()["shares"][0]["run"] == "default/by-hand"
+    page.get_by_role("dialog").get_by_role("link", name="Try it").click()
+    searched = page.get_by_label(re.compile("^Searched among"))
+    _until(lambda: searched.input_value() == "data:mine")
+    assert page.get_by_label(re.compile("^First model")).input_value() == "shop"
+
+
+def test_an_upload_without_a_header_can_be_read_the_other_way(
+    server, open_page, violations, tmp_path
+):
+    csv = tmp_path / "bare.csv"
+    csv.write_text("\n".join(f"text {i},label {i % 4}" for i in range(24)))
+    page = open_page(server, "#/new")
+    page.get_by_label("A CSV to upload").set_input_files(csv)
+    rows_are = page.get_by_label(re.compile("^Rows are"))
+    rows_are.wait_for()
+    assert rows_are.input_value() == "labels"
+    page.get_by_text("texts with labels").wait_for()
+    rows_are.select_option("two texts that mean the same")
+    page.get_by_text("pairs of texts that mean the same").wait_for()
+    assert rows_are.input_value() == "pairs"
+    assert violations(page) == []
+    rows_are.select_option("text and label")
+    page.get_by_text("texts with labels").wait_for()
+    csv.write_text("text,label\n" + csv.read_text())
+    page.get_by_label("A CSV to upload").set_input_files(csv)
+    page.get_by_role("button", name="Replace it").click()
+    rows_are.wait_for(state="detached")  # its header says what the columns are
 
 
 def test_a_problem_is_told_before_anything_starts(server, open_page, tmp_path):

@@ -3,6 +3,7 @@ import type { ComponentChildren } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import type { ApiError } from "../api";
 import { duration, percent } from "../format";
+import { phaseOf } from "../phase";
 import type { Outcome, Progress, Status } from "../records";
 
 const STATUS: Record<Status, { word: string; tone: string }> = {
@@ -14,7 +15,7 @@ const STATUS: Record<Status, { word: string; tone: string }> = {
   CANCELLED: { word: "cancelled", tone: "quiet" },
 };
 
-const OUTCOME: Record<Outcome, { word: string; tone: string }> = {
+export const OUTCOME: Record<Outcome, { word: string; tone: string }> = {
   improved: { word: "improved", tone: "good" },
   unchanged: { word: "unchanged", tone: "quiet" },
   REGRESSED: { word: "got worse", tone: "bad" },
@@ -34,8 +35,17 @@ export function OutcomeBadge({ outcome }: { outcome: Outcome | null | undefined 
   return <Badge tone={OUTCOME[outcome].tone}>{OUTCOME[outcome].word}</Badge>;
 }
 
-/** How far a run is, and how long it will take. */
-export function ProgressBar({ progress }: { progress: Progress }) {
+/** How far a run is, and how long it will take; after its last step, what it does then, which may take as long again. */
+export function ProgressBar({ progress, details }: { progress: Progress; details: string }) {
+  const phase = phaseOf(progress, details);
+  if (phase) {
+    return (
+      <span class="progress">
+        <progress aria-label={phase} />
+        <small>{phase}</small>
+      </span>
+    );
+  }
   const share = progress.n_steps_total ? progress.n_steps_done / progress.n_steps_total : 0;
   const left = progress.eta_s === null ? "" : `${duration(progress.eta_s)} left`;
   return (

@@ -64,7 +64,6 @@ export function DataReportView({ report }: { report: DataReport }) {
 
 /** How many labels have how many texts, as bars in a table. */
 function ClassSizes({ report }: { report: DataReport }) {
-  const largest = report.largest.map(({ label, n_texts }) => `${label} (${n_texts.toLocaleString("en")})`).join(", ");
   return (
     <section class="class-sizes">
       <h3>How many texts a label has</h3>
@@ -81,7 +80,14 @@ function ClassSizes({ report }: { report: DataReport }) {
           ))}
         </tbody>
       </table>
-      {largest && <p class="quiet text">Largest: <bdi>{largest}</bdi></p>}
+      {report.largest.length > 0 && (
+        <div class="quiet largest">
+          <span>Largest:</span>
+          {report.largest.map(({ label, n_texts }) => (
+            <span class="tagged" title={label}><bdi class="cut">{label}</bdi> <small>{number(n_texts)}</small></span>
+          ))}
+        </div>
+      )}
     </section>
   );
 }

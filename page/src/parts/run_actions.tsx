@@ -2,9 +2,9 @@
 import { useState } from "preact/hooks";
 import { type ApiError, download, post, put, remove, token, withQuery } from "../api";
 import { asApiError, usePolled } from "../live";
-import { type Alias, hasEnded, runKey, runPath, type RunRecord } from "../records";
-import { go } from "../route";
-import { Code, Dialog, ErrorNote, Note } from "./basics";
+import { type Alias, hasEnded, isPromotable, runKey, runPath, type RunRecord } from "../records";
+import { go, to } from "../route";
+import { Code, Dialog, ErrorNote, Note, OUTCOME } from "./basics";
 
 type Open = "cancel" | "delete" | "promote" | null;
 
@@ -120,6 +120,7 @@ function PromoteDialog({ run, onClose }: { run: RunRecord; onClose: () => void }
   const { isBusy, error, ask } = useAsked();
   const known = aliases.value?.items ?? [];
   const present = known.find((alias) => alias.name === name);
+  const isRefused = isPromotable(run) === false;
   const promote = (event: Event) => {
     event.preventDefault();
     void ask(async () => {
@@ -147,8 +148,9 @@ function PromoteDialog({ run, onClose }: { run: RunRecord; onClose: () => void }
           </fieldset>
         )}
         <p class="quiet" aria-live="polite">{consequence(name, present, run)}</p>
+        {isRefused && <Note tone="warn"><p>{whyNot(run)}</p></Note>}
         {error && <ErrorNote error={error} />}
-        {error?.kind === "PromotionRefusedError" && (
+        {(isRefused || error?.kind === "PromotionRefusedError") && (
           <label class="inline">
             <input type="checkbox" checked={isForced} onChange={(e) => setIsForced(e.currentTarget.checked)} />
             Serve it all the same
@@ -156,11 +158,16 @@ function PromoteDialog({ run, onClose }: { run: RunRecord; onClose: () => void }
         )}
         <div class="actions">
           <button type="button" onClick={onClose}>Leave it</button>
-          <button type="submit" class="primary" disabled={isBusy || !name}>{isBusy ? "Loading the model …" : "Promote"}</button>
+          <button type="submit" class="primary" disabled={isBusy || !name || (isRefused && !isForced)}>{isBusy ? "Loading the model …" : "Promote"}</button>
         </div>
       </form>
     </Dialog>
   );
+}
+
+function whyNot({ verdict }: RunRecord): string {
+  if (!verdict) return "This run was not evaluated, so nobody knows whether it is better.";
+  return `This run did not measure better (${OUTCOME[verdict].word}).`;
 }
 
 function consequence(name: string, present: Alias | undefined, run: RunRecord): string {
@@ -181,7 +188,10 @@ function Promoted({ name, run, onClose }: { name: string; run: RunRecord; onClos
         <p role="status">Requests for {name} are answered by {runKey(run)} from now on.</p>
         <Code label="Command that uses the alias" text={`curl${head} -d '${body}' ${location.origin}/encode`} />
       </div>
-      <div class="actions"><button type="button" class="primary" onClick={onClose}>Good</button></div>
+      <div class="actions">
+        <button type="button" onClick={onClose}>Good</button>
+        <a class="button primary" href={to(["try"], { a: name })}>Try it</a>
+      </div>
     </Dialog>
   );
 }

@@ -5,7 +5,7 @@ import { usePolled } from "../live";
 import { Card, Code, Empty, ErrorNote, Loading } from "../parts/basics";
 import { CaptionChoice } from "../parts/caption";
 import { Text } from "../parts/text";
-import { type Changed, changesOf, climb, nHits, type Ranked } from "../ranks";
+import { type Changed, changesOf, climb, firstOrder, nHits, type Ranked, wayOf } from "../ranks";
 import { type Examples, hasEnded, runPath, type RunRecord } from "../records";
 
 const HOW_TO = `from finetuner.callback import EvaluationCallback
@@ -61,11 +61,12 @@ const TOP = [5, 10, 20];
 function Queries({ byCaption }: { byCaption: Record<string, Changed[]> }) {
   const captions = Object.keys(byCaption);
   const [caption, setCaption] = useState(captions[0]!);
-  const [order, setOrder] = useState<Order>("gained");
+  const [chosenOrder, setOrder] = useState<Order | null>(null);
   const [searched, setSearched] = useState("");
   const [limit, setLimit] = useState(TOP[0]!);
   const [n_shown, setNShown] = useState(N_AT_FIRST);
   const all = byCaption[caption] ?? byCaption[captions[0]!]!;
+  const order = chosenOrder ?? firstOrder(all);
   const found = useMemo(() => {
     const words = searched.toLowerCase().split(/\s+/);
     const fits = ({ query, label }: Changed) => words.every((word) => `${query} ${label}`.toLowerCase().includes(word));
@@ -118,10 +119,9 @@ function Queries({ byCaption }: { byCaption: Record<string, Changed[]> }) {
 }
 
 function verdictOf(found: Changed[], n_all: number): string {
-  const n = (test: (change: Changed) => boolean) => found.filter(test).length;
   const of = found.length < n_all ? ` of ${n_all}` : "";
-  const n_gained = n(({ gain }) => gain > 1e-9), n_lost = n(({ gain }) => gain < -1e-9);
-  return `${plural(found.length, "query", "queries")}${of}: ${n_gained} gained, ${n_lost} lost, ${found.length - n_gained - n_lost} as before.`;
+  const n = (way: ReturnType<typeof wayOf>) => found.filter((change) => wayOf(change) === way).length;
+  return `${plural(found.length, "query", "queries")}${of}: ${n("gained")} gained, ${n("lost")} lost, ${n("same")} as before.`;
 }
 
 /** One query; its results are folded away until they are asked for. */

@@ -12,6 +12,7 @@ const LAZY: Record<string, Load<{ run: RunRecord }>> = {
   changes: async () => (await import("./changes")).ChangesView,
   space: async () => (await import("./space")).SpaceView,
 };
+const NEAR_PERFECT = 0.99;
 const TABS = [["", "Overview"], ["changes", "What changed"], ["space", "Space"]] as const;
 
 export default function RunView({ route }: { route: Route }) {
@@ -29,7 +30,7 @@ export default function RunView({ route }: { route: Route }) {
           </small>
           {name}
         </h1>
-        {run && <span class="row" role="status"><StatusBadge status={run.status} />{run.verdict && <OutcomeBadge outcome={run.verdict} />}</span>}
+        {run && <span class="row" role="status"><StatusBadge status={run.status} />{run.verdict && <OutcomeBadge outcome={run.verdict} />}{run.metric && run.metric.before >= NEAR_PERFECT && <small>already near perfect here before training</small>}</span>}
         {run && <RunActions run={run} onChange={refresh} />}
       </div>
       {error && !error.isAway && <ErrorNote error={error} onRetry={refresh} />}

@@ -52,7 +52,7 @@ function StateCard({ run }: { run: RunRecord }) {
         {run.status !== "FAILED" && run.status !== "FINISHED" && (
           <p aria-live="polite" dir="auto" class="long">{waits && `${waits} `}{details}</p>
         )}
-        {run.progress && !hasEnded(run.status) && <Progress progress={run.progress} />}
+        {run.progress && !hasEnded(run.status) && <Progress progress={run.progress} details={details} />}
         {run.metric && <Metric metric={run.metric} />}
         {run.description && <p class="quiet long" dir="auto">{run.description}</p>}
         <Times run={run} />
@@ -61,10 +61,10 @@ function StateCard({ run }: { run: RunRecord }) {
   );
 }
 
-function Progress({ progress }: { progress: NonNullable<RunRecord["progress"]> }) {
+function Progress({ progress, details }: { progress: NonNullable<RunRecord["progress"]>; details: string }) {
   return (
     <>
-      <ProgressBar progress={progress} />
+      <ProgressBar progress={progress} details={details} />
       <dl class="figures">
         <Figure name="Epoch">{progress.epoch} of {progress.n_epochs}</Figure>
         <Figure name="Step">{number(progress.n_steps_done)} of {number(progress.n_steps_total)}</Figure>

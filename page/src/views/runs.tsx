@@ -150,7 +150,7 @@ function Progress({ run }: { run: RunRecord }) {
   if (progress && !hasEnded(run.status)) {
     return (
       <>
-        <ProgressBar progress={progress} />
+        <ProgressBar progress={progress} details={run.details} />
         <small class="block">epoch {progress.epoch} of {progress.n_epochs}</small>
       </>
     );

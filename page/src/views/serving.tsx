@@ -154,7 +154,7 @@ function Traffic({ history }: { history: History }) {
           <Empty title={hasCurves ? "Nobody asked in the last minute" : "Nobody has asked for anything"}>
             <p>
               When clients ask <code>POST /encode</code>, their models stand here
-              {hasCurves ? "." : ", and curves of requests, latency and queue below. What is counted begins when this page is opened."}
+              {hasCurves ? "." : ", and curves of requests, latency and queue below. What is counted begins when this page is opened."} What is asked at Try it is not counted.
             </p>
           </Empty>
         )}

@@ -213,7 +213,7 @@ function Legend({ map, highlighted, onHighlight }: { map: SpaceMap; highlighted:
         <datalist id={list}>{counted.slice(0, MANY_LABELS).map(([label, n]) => <option value={label}>{plural(n, "text")}</option>)}</datalist>
         {typed && !highlighted && <small role="status">no label of that name</small>}
         {highlighted && <small role="status">{plural(known.get(highlighted)!, "text")} in colour</small>}
-        <span class="quiet row shapes"><span><span aria-hidden="true">◆</span> query</span><span><span aria-hidden="true">●</span> searched text</span></span>
+        <span class="quiet row shapes"><span><span aria-hidden="true">◆</span> query</span>{map.roles.includes("index") && <span><span aria-hidden="true">●</span> searched text</span>}</span>
       </div>
     </section>
   );

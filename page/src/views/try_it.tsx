@@ -3,17 +3,16 @@ import { useEffect, useState } from "preact/hooks";
 import { ApiError, post, token } from "../api";
 import { milliseconds, number, plural } from "../format";
 import { asApiError, usePolled } from "../live";
-import { moves, newestSides, runOf, type Side, sideName, sideOf } from "../moves";
+import { DATA, moves, newestSides, runOf, searchedOf, type Side, sideName, sideOf } from "../moves";
 import { Card, Empty, ErrorNote, Loading, Note } from "../parts/basics";
 import { Field } from "../parts/field";
 import { withScope } from "../parts/stored_data";
 import { colourPlaces, countedLabels } from "../points";
-import type { Hit, Model, SearchAnswer, StoredData } from "../records";
+import { type Hit, type Model, type RunRecord, runPath, type SearchAnswer, splitKey, type StoredData } from "../records";
 import { go, type Route, to } from "../route";
 
 const N_RESULTS = 10;
 const PAUSE_MS = 1_000;
-const DATA = "data:";
 
 export default function TryIt({ route }: { route: Route }) {
   const models = usePolled<{ models: Model[] }>("/models", {}, 15_000);
@@ -46,9 +45,18 @@ function Sides({ models, query }: { models: Model[]; query: URLSearchParams }) {
     const all = { a: sideName(a), b: sideName(b), index, q: asked, ...changes };
     go(["try"], Object.fromEntries(Object.entries(all).filter(([, value]) => value)));
   };
-  const shared = index || (runOf(a.artifact, models) ?? "");
-  const left = useSearch(a, shared, asked);
-  const right = useSearch(b, shared, asked);
+  const own_run = runOf(a.artifact, models);
+  const { experiment_name, name: run_name } = splitKey(own_run ?? "/");
+  const record = usePolled<RunRecord>(own_run ? runPath(run_name) : null, { experiment_name }, 0);
+  // Which texts are searched is not known before both have come, or one could not.
+  const isKnown = Boolean(index || !own_run || ((record.value || record.error) && (stored.value || stored.error)));
+  const ofRun = own_run && isKnown ? searchedOf(own_run, record.value ?? null, stored.value?.items ?? []) : [];
+  const shared = index || (ofRun[0]?.value ?? "");
+  const left = useSearch(a, shared, isKnown ? asked : "");
+  const right = useSearch(b, shared, isKnown ? asked : "");
+  const others = models.filter(({ id, kind }) => kind === "run" && runOf(id, models) !== own_run).map(({ id }) => runOf(id, models)!);
+  const otherData = (stored.value?.items ?? []).map(({ name }) => DATA + name).filter((value) => ofRun.every((one) => one.value !== value));
+  const isListed = [...ofRun.map(({ value }) => value), ...others, ...otherData].includes(shared);
   const [own, other] = [left.hits ?? [], right.hits ?? []];
   const coloured = coloursOf([...own, ...other]);
   const side = (name: "a" | "b", of: Side, found: Search, against: Search) => (
@@ -56,7 +64,7 @@ function Sides({ models, query }: { models: Model[]; query: URLSearchParams }) {
       <h2 class="unseen">Results of the {name === "a" ? "first" : "second"} model</h2>
       <div class="stack near">
         <ModelSelect label={name === "a" ? "First model" : "Second model"} side={of} models={models} onChange={(next) => show({ [name]: sideName(next) })} />
-        <Found found={found} against={against} asked={asked} coloured={coloured} />
+        <Found found={found} against={against} asked={asked} coloured={coloured} side={of} />
       </div>
     </Card>
   );
@@ -69,14 +77,19 @@ function Sides({ models, query }: { models: Model[]; query: URLSearchParams }) {
           </Field>
           <Field label="Searched among">
             {(marks) => (
-              <select {...marks} value={index} onChange={(event) => show({ index: event.currentTarget.value })}>
-                <option value="">the first model's texts</option>
-                <optgroup label="Texts of another run">
-                  {models.filter(({ kind }) => kind === "run").map(({ id }) => <option value={runOf(id, models)!}>{id}</option>)}
-                </optgroup>
-                <optgroup label="Stored data">
-                  {(stored.value?.items ?? []).map(({ name }) => <option value={DATA + name}>{name}</option>)}
-                </optgroup>
+              <select {...marks} value={shared} onChange={(event) => show({ index: event.currentTarget.value })}>
+                {!isListed && <option value={shared}>{shared.startsWith(DATA) ? shared.slice(DATA.length) : shared || "the first model's texts"}</option>}
+                {ofRun.length > 0 && (
+                  <optgroup label="Of the first model's run">
+                    {ofRun.map(({ value, words }) => (
+                      <option value={value}>{value === shared && value === own_run && left.answer ? `${number(left.answer.n_texts)} ${words}` : words}</option>
+                    ))}
+                  </optgroup>
+                )}
+                {others.length > 0 && <optgroup label="Texts of another run">{others.map((key) => <option value={key}>{key}</option>)}</optgroup>}
+                {otherData.length > 0 && (
+                  <optgroup label="Stored data">{otherData.map((value) => <option value={value}>{value.slice(DATA.length)}</option>)}</optgroup>
+                )}
               </select>
             )}
           </Field>
@@ -161,7 +174,15 @@ function ModelSelect({ label, side, models, onChange }: { label: string; side: S
   );
 }
 
-function Found({ found, against, asked, coloured }: { found: Search; against: Search; asked: string; coloured: Map<string, number> }) {
+interface FoundOptions {
+  found: Search;
+  against: Search;
+  asked: string;
+  coloured: Map<string, number>;
+  side: Side;
+}
+
+function Found({ found, against, asked, coloured, side }: FoundOptions) {
   const { hits, answer, progress, error, isPending } = found;
   if (!asked) return <p class="quiet">Its nearest texts will stand here.</p>;
   return (
@@ -169,8 +190,20 @@ function Found({ found, against, asked, coloured }: { found: Search; against: Se
       {error && <ErrorNote error={saying(error)} />}
       {progress && (
         <div class="stack near" role="status">
-          <p>The texts that are searched are embedded once: {number(progress.n_done)} of {number(progress.n_texts)}.</p>
-          <progress max={progress.n_texts} value={progress.n_done} aria-label="Texts embedded" />
+          {progress.n_done > 0 ? (
+            <>
+              <p>The texts that are searched are embedded once: {number(progress.n_done)} of {number(progress.n_texts)}.</p>
+              <progress max={progress.n_texts} value={progress.n_done} aria-label="Texts embedded" />
+            </>
+          ) : (
+            <>
+              <p>
+                The model{side.untuned && " before tuning"} is being loaded and its texts encoded: none
+                {progress.n_texts > 0 && ` of ${number(progress.n_texts)}`} yet. This happens once.
+              </p>
+              <progress aria-label="Loading the model" />
+            </>
+          )}
         </div>
       )}
       {!hits && !progress && !error && <Loading what="Searching" />}
