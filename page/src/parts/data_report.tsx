@@ -62,14 +62,16 @@ export function DataReportView({ report }: { report: DataReport }) {
   );
 }
 
-/** How many labels have how many texts, as bars in a table. */
+/** How many labels, or groups of linked pairs, have how many texts, as bars in a table. */
 function ClassSizes({ report }: { report: DataReport }) {
+  const isLabelled = report.form === "labels";
+  const groups = isLabelled ? "labels" : "groups";
   return (
     <section class="class-sizes">
-      <h3>How many texts a label has</h3>
+      <h3>{isLabelled ? "How many texts a label has" : "How many texts mean the same"}</h3>
       <table>
-        <caption class="unseen">How many labels have how many texts</caption>
-        <thead><tr><th scope="col" class="number">texts</th><th scope="col" class="number">labels</th><td aria-hidden="true" /></tr></thead>
+        <caption class="unseen">How many {groups} have how many texts</caption>
+        <thead><tr><th scope="col" class="number">texts</th><th scope="col" class="number">{groups}</th><td aria-hidden="true" /></tr></thead>
         <tbody>
           {bars(report.class_sizes).map(({ words, n_labels, share }) => (
             <tr>
