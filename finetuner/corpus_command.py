@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Protocol
 
 import orjson
@@ -118,10 +119,9 @@ def encode_corpus(
 
 
 def _check_pyarrow() -> None:
-    try:
-        import pyarrow  # noqa: F401 - asked for here so that all is said before a model is loaded
-    except ImportError as exc:
-        raise ConfigError("Parquet needs pyarrow: `pip install 'finetuner-flow[corpus]'`") from exc
+    """Say what is missing before a model is loaded."""
+    if find_spec("pyarrow") is None:
+        raise ConfigError("Parquet needs pyarrow: `pip install 'finetuner-flow[corpus]'`")
 
 
 def _encode(corpus: Corpus, parts: Iterator[PartDone], console: Console) -> None:

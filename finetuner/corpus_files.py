@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from finetuner.errors import ConfigError, DataNotFoundError
 
@@ -88,6 +89,11 @@ def file_system(url: str) -> tuple[Any, str]:
     return system, path
 
 
+def is_local(system: Any) -> bool:
+    """Whether a file system of fsspec is this machine's own."""
+    return isinstance(system, LocalFileSystem)
+
+
 def _files_of(given: str, format_: CorpusFormat | None) -> Iterator[CorpusFile]:
     system, path = file_system(given)
     if system.isdir(path):
@@ -110,10 +116,7 @@ def _described(system: Any, path: str, format_: CorpusFormat | None) -> CorpusFi
     version = next(
         (str(about[key]) for key in ("ETag", "etag", "LastModified", "mtime") if about.get(key)), ""
     )
-    is_local = "file" in (
-        system.protocol if not isinstance(system.protocol, str) else (system.protocol,)
-    )
-    url = path if is_local else system.unstrip_protocol(path)
+    url = path if is_local(system) else system.unstrip_protocol(path)
     return CorpusFile(url, chosen, int(about["size"] or 0), version)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from finetuner.corpus_files import file_system
+from finetuner.corpus_files import file_system, is_local
 from finetuner.corpus_rows import SkippedRow
 from finetuner.errors import ConflictError
 from finetuner.files import make_folder, replacing
@@ -34,7 +34,7 @@ class CorpusOutput:
     def __init__(self, url: str) -> None:
         self.url = url
         self._system, self._path = file_system(url)
-        self._is_local = self._system.protocol[0] == "file"
+        self._is_local = is_local(self._system)
 
     def begin(self, plan: Mapping[str, Any]) -> None:
         """Write down what is encoded here, and how; or see that it is the same as before.

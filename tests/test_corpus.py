@@ -99,7 +99,7 @@ def test_a_prompt_goes_before_each_text(texts_file, tmp_path, artifact):
     np.testing.assert_allclose(vectors_of(table_of(tmp_path / "out")), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("at", range(8))
+@pytest.mark.parametrize("at", range(9))
 def test_what_fails_at_any_file_goes_on_with_each_row_once(
     texts_file, tmp_path, artifact, at, monkeypatch
 ):
