@@ -75,9 +75,14 @@ def test_whether_there_is_a_gpu_is_told_whatever_device_is_asked_for(space, monk
         assert ("device" in warned) is (device == "cuda" and not has_gpu)
 
 
-def test_what_is_held_out_is_counted(space):
-    found = check_request(request(callbacks=[evaluated(hold_out=0.25)]), space)
-    assert found["evaluation"] == {"n_queries": 12, "n_index": 12, "n_labels": 3}
+@pytest.mark.parametrize(
+    ("share", "n_queries", "n_index", "n_labels"),
+    [pytest.param(0.25, 12, 36, 12, id="texts"), pytest.param(0.5, 24, 24, 6, id="labels")],
+)
+def test_what_is_held_out_is_counted(space, share, n_queries, n_index, n_labels):
+    found = check_request(request(callbacks=[evaluated(hold_out=share)]), space)
+    counted = {"n_queries": n_queries, "n_index": n_index, "n_labels": n_labels}
+    assert found["evaluation"] == counted
     assert found["train_data"]["n_rows"] == 48
 
 

@@ -463,6 +463,8 @@ def test_gpu_can_be_demanded(workspace, monkeypatch):
 
 
 MANY_ROWS = [[f"text {i} of label {label}", label] for label in "abcdefghijkl" for i in range(4)]
+# A fifth of 25 labels is five, from which on whole labels are held out.
+MANY_LABELS = [[f"text {i} of label {label}", f"{label}"] for label in range(25) for i in range(4)]
 MANY_PAIRS = [
     {"anchor": f"a {i} of {n}", "positive": f"p {i} of {n}"} for n in range(9) for i in range(2)
 ]
@@ -472,10 +474,10 @@ MANY_PAIRS = [
     ("rows", "changes", "counts", "line"),
     [
         (
-            MANY_ROWS,
+            MANY_LABELS,
             {},
-            (40, 8, None),
-            "Held out: 8 queries of 2 labels, searched among themselves (hold_out=0.2)",
+            (80, 20, None),
+            "Held out: 20 queries of 5 labels, searched among themselves (hold_out=0.2)",
         ),
         (
             MORE_ROWS,
@@ -532,7 +534,7 @@ def test_evaluations_with_data_of_their_own_keep_their_places(workspace):
     names = sorted(path.name for path in (run.folder / "data").iterdir())
     assert names == [
         *("evaluation-0-index.jsonl", "evaluation-0-query.jsonl"),
-        *("evaluation-1-query.jsonl", "train.jsonl"),
+        *("evaluation-1-index.jsonl", "evaluation-1-query.jsonl", "train.jsonl"),
     ]
 
 
@@ -547,7 +549,8 @@ def test_a_request_that_holds_out_is_known_again(workspace):
     with pytest.raises(RunExistsError) as refusal:
         submit(body(seed=1), workspace)
     lines = [line.strip() for line in str(refusal.value).splitlines()]
-    assert lines[1:3] == ["seed: 0 → 1", "evaluation-0-query: other texts"]
-    assert lines[3] == "train_data, without what is held out: other texts"
+    assert lines[1] == "seed: 0 → 1"
+    assert lines[2:4] == [f"evaluation-0-{role}: other texts" for role in ("index", "query")]
+    assert lines[4] == "train_data, without what is held out: other texts"
     with pytest.raises(RunExistsError, match=r"callbacks\[0\].hold_out: 0.2 → 0.3"):
         submit(body(hold_out=0.3), workspace)
