@@ -32,6 +32,12 @@ _TOPICS += ("bread", "winter", "engine", "garden", "mirror", "planet")
 _PATTERNS = ("the {}", "a {} is here", "we like the {} of today", "look at this {} now")
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take minutes: the last one left would run alone."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_sessionfinish():
     shutil.rmtree(_WORKSPACE, ignore_errors=True)
 

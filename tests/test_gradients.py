@@ -155,17 +155,23 @@ def test_mean_pairwise_cosine_by_loops():
     assert mean_pairwise_cosine(embeddings[:1].expand(4, 5)) == pytest.approx(1.0)
 
 
+_CASES = [(number, cache_size) for number in range(len(_LOSSES)) for cache_size in (None, 4)]
 _RANK = """
-import pathlib, sys, numpy as np, torch
+import pathlib, sys, torch
 sys.path[:0] = [{tests!r}, {root!r}]
 import test_gradients as shared
-options = shared._LOSSES[int(sys.argv[2])]
-texts = open(sys.argv[3], encoding="utf-8").read().splitlines()
-computer = shared._computer(pathlib.Path(sys.argv[1]), texts, options, cache_size={cache}, dropout=False)
-assert computer.accelerator.num_processes == 2
-result, found = shared._gradients(computer, options)
+texts = open(sys.argv[2], encoding="utf-8").read().splitlines()
+joint = {{}}
+for number, cache_size in shared._CASES:
+    options = shared._LOSSES[number]
+    computer = shared._computer(
+        pathlib.Path(sys.argv[1]), texts, options, cache_size=cache_size, dropout=False
+    )
+    assert computer.accelerator.num_processes == 2
+    result, found = shared._gradients(computer, options)
+    joint[number, cache_size] = {{"loss": result.loss, "active": result.active, "found": found}}
 if computer.accelerator.is_main_process:
-    torch.save({{"loss": result.loss, "active": result.active, "found": found}}, sys.argv[4])
+    torch.save(joint, sys.argv[3])
 torch.distributed.destroy_process_group()
 """
 
@@ -176,38 +182,47 @@ def _free_port():
         return one.getsockname()[1]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("cache_size", [None, 4])
-@pytest.mark.parametrize("number", range(len(_LOSSES)))
-def test_two_processes_give_the_gradient_of_one(
-    tiny_model_folder, texts, tmp_path, number, cache_size
-):
-    """Two gloo processes embed half of the joint batch each."""
-    options = _LOSSES[number]
-    result, expected = _gradients(
-        _computer(tiny_model_folder, texts, options, dropout=False), options
-    )
-    (tmp_path / "texts").write_text("\n".join(texts), encoding="utf-8")
+@pytest.fixture(scope="module")
+def joint(tiny_model_folder, tiny_labelled, tmp_path_factory):
+    """What two gloo processes find, each of which embeds half of the joint batch: by case.
+
+    One launch for all cases: it takes 25 seconds, nearly all for two processes to import torch.
+    """
+    folder = tmp_path_factory.mktemp("ranks")
+    texts = prepare_training(tiny_labelled).texts[:_N_TEXTS]
+    (folder / "texts").write_text("\n".join(texts), encoding="utf-8")
     tests = os.path.dirname(__file__)
-    (tmp_path / "rank.py").write_text(
-        _RANK.format(tests=tests, root=os.path.dirname(tests), cache=cache_size), encoding="utf-8"
+    (folder / "rank.py").write_text(
+        _RANK.format(tests=tests, root=os.path.dirname(tests)), encoding="utf-8"
     )
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-        *("--master-port", str(_free_port()), str(tmp_path / "rank.py")),
-        *(str(tiny_model_folder), str(number), str(tmp_path / "texts"), str(tmp_path / "out.pt")),
+        *("--master-port", str(_free_port()), str(folder / "rank.py")),
+        *(str(tiny_model_folder), str(folder / "texts"), str(folder / "out.pt")),
     ]
     done = subprocess.run(
         command,
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    joint = torch.load(tmp_path / "out.pt", weights_only=True)
-    assert joint["loss"] == pytest.approx(result.loss, rel=1e-5)
-    assert joint["active"] == pytest.approx(result.active)
-    for left, right in zip(joint["found"], expected, strict=True):
+    return torch.load(folder / "out.pt", weights_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "cache_size"), _CASES)
+def test_two_processes_give_the_gradient_of_one(
+    tiny_model_folder, texts, joint, number, cache_size
+):
+    options = _LOSSES[number]
+    result, expected = _gradients(
+        _computer(tiny_model_folder, texts, options, dropout=False), options
+    )
+    found = joint[number, cache_size]
+    assert found["loss"] == pytest.approx(result.loss, rel=1e-5)
+    assert found["active"] == pytest.approx(result.active)
+    for left, right in zip(found["found"], expected, strict=True):
         # Sums of float32 in another order: 1.6e-6 was seen on a CPU without AVX-512.
         torch.testing.assert_close(left, right, atol=2e-6, rtol=1e-4)
