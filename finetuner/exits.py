@@ -10,6 +10,10 @@ class Exit(IntEnum):
 
     FINISHED = 0
     FAILED = 1
+    LOST = 68
+    """EX_NOHOST: a node, or another process of the run, is gone."""
+    UNAVAILABLE = 69
+    """EX_UNAVAILABLE: no cluster takes the run."""
     VOLUME = 74
     """EX_IOERR: the volume is full or away, so that perhaps not even the state could be written."""
     STOPPED = 75

@@ -29,7 +29,15 @@ class Life(StrEnum):
 
 def own_name() -> str:
     """Return the name of this process, which no other has had or will have."""
-    return f"{_place()} {os.getpid()} {_start_time(os.getpid())}"
+    return name_of(os.getpid())
+
+
+def name_of(pid: int) -> str:
+    """Return the name that :func:`own_name` gives in another process here.
+
+    :param pid: Of that process, which lives.
+    """
+    return f"{_place()} {pid} {_start_time(pid)}"
 
 
 def life_of(name: str) -> Life:

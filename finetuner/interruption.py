@@ -22,12 +22,14 @@ class Interruption:
     :param is_own_fault: Whether it ended by an error; one that it could write down is in the state.
     :param is_asked_for: Whether the service ended it; that is not counted.
     :param is_of_volume: Whether the volume is to blame.
+    :param is_of_cluster: Whether a cluster, or a node of it, is to blame.
     """
 
     cause: str
     is_own_fault: bool = False
     is_asked_for: bool = False
     is_of_volume: bool = False
+    is_of_cluster: bool = False
 
     def outcome(self, run: Run, state: State, max_interruptions: int) -> Outcome:
         """Return what a run comes to, for people why, and its count of interruptions; None for no step.
@@ -58,6 +60,10 @@ def of_exit(code: int | None, n_kernel_kills: int = 0) -> Interruption:
     """
     known: dict[int | None, Interruption] = {
         None: Interruption("The worker was gone, perhaps with its machine"),
+        Exit.LOST: Interruption("A node of the worker was lost", is_of_cluster=True),
+        Exit.UNAVAILABLE: Interruption(
+            "The cluster did not take the run; see worker.txt", is_of_cluster=True
+        ),
         Exit.FINISHED: Interruption("The worker left without a word"),
         Exit.STOPPED: Interruption(STOPPED, is_asked_for=True),
         Exit.TAKEN: Interruption("The worker took the run for another's"),

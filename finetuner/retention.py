@@ -27,12 +27,11 @@ from finetuner.errors import (
 )
 from finetuner.run_keys import KEYS
 from finetuner.run_store import RunStore
-from finetuner.runs import CHECKPOINTS, Run
+from finetuner.runs import CHECKPOINTS, OUTPUT_FILE, Run
 from finetuner.space import size_bytes_of
 from finetuner.states import Status
 
 DEFAULT_GRACE_S = 24 * 3600.0
-_WORKER_OUTPUT = "worker.txt"
 # Where processes write under a name of their own before the final one: (folder, pattern).
 _TEMPORARIES = (
     ("runs", ".new-*"),
@@ -224,7 +223,7 @@ def _parts(ended: _Ended) -> Iterator[Removal]:
     folder = ended.run.folder
     rows = [(folder / CHECKPOINTS, Reason.CHECKPOINTS)]
     if ended.status is Status.FINISHED:
-        rows.append((folder / _WORKER_OUTPUT, Reason.WORKER_OUTPUT))
+        rows.append((folder / OUTPUT_FILE, Reason.WORKER_OUTPUT))
     for pattern in (".*", "epochs/.*"):
         rows += [(path, Reason.TEMPORARY) for path in sorted(folder.glob(pattern))]
     for path, reason in rows:

@@ -6,6 +6,7 @@ runs/{experiment}/{run_name}/
   heartbeat.json what its worker says while it lives: that it does, and how far it is
   cancel.json    there once its owner wants it to end
   log.txt        what the worker writes
+  worker.txt     what its processes print beside that
   metrics.jsonl  one line an evaluation
   steps.jsonl    one line a batch: loss, active share, learning rate, texts, when
   verdict.json   what fine-tuning changed, when it was evaluated
@@ -56,6 +57,7 @@ MAP_FILE = "map.json"
 CHECKPOINTS = "checkpoints"
 HEARTBEAT_FILE = "heartbeat.json"
 CANCEL_FILE = "cancel.json"
+OUTPUT_FILE = "worker.txt"
 
 SUBMITTED = "Run submitted and awaits execution"
 STOPPED = "Stopped with the service; it goes on with it"

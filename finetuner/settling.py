@@ -53,6 +53,7 @@ class Settler:
         *,
         is_expired: bool = False,
         begun_from: int | None = None,
+        ended: str = "",
     ) -> bool:
         """Give a true state to a run whose worker ended without doing so itself; return whether it got one.
 
@@ -60,6 +61,7 @@ class Settler:
         :param found: How its worker ended.
         :param is_expired: Whether a claim counts as void though its process cannot be looked at.
         :param begun_from: The number of the state that the worker was started for.
+        :param ended: The process that has ended for certain, where it cannot be looked at; its claim is void.
         """
         try:
             state = run.state()
@@ -72,10 +74,11 @@ class Settler:
                 self._count_unasked(run, state, found)  # the worker has left it so itself
                 return False
             self._rest(run, _UNCLAIMED_PAUSE_S)
-        is_void = state.status.is_waiting or life_of(state.holder) is Life.DEAD or is_expired
-        if not is_void:
+        is_void = life_of(state.holder) is Life.DEAD or is_expired or state.holder == ended
+        if not (state.status.is_waiting or is_void):
             return False  # another service on this volume was quicker; the run is its
-        if found.is_of_volume:
+        # One elsewhere that is only out of sight ends meanwhile: it sees that its claim is void.
+        if found.is_of_volume or found.is_of_cluster or ended:
             self.rest(run, state.n_interruptions)
         status, details, n = found.outcome(run, state, self._max_interruptions)
         if status is None:
@@ -86,7 +89,7 @@ class Settler:
 
     def _count_unasked(self, run: Run, state: State, found: Interruption) -> None:
         """Give a run up one of whose processes ends each time: torchrun then asks the others to end."""
-        if not found.is_own_fault:
+        if not (found.is_own_fault or found.is_of_cluster):
             return
         self._n_unasked[run.folder] += 1
         if (n := self._n_unasked[run.folder]) >= self._max_interruptions:

@@ -26,9 +26,10 @@ from finetuner.errors import (
     NotFoundError,
     RunNotFoundError,
 )
-from finetuner.gpus import choose_gpus, visible_gpus
+from finetuner.gpus import choose_gpus
 from finetuner.holder import EXPIRY_S, Life, is_frozen, life_of, send_signal
 from finetuner.interruption import Interruption, of_exit, of_silence
+from finetuner.launcher import Launcher, LocalLauncher, Worker
 from finetuner.run_queue import Queue
 from finetuner.run_store import RunStore
 from finetuner.runs import CANCELLED, STOPPED, Run
@@ -36,7 +37,6 @@ from finetuner.settling import Settler, step_by_service
 from finetuner.silence import SilenceWatch
 from finetuner.space import Space, check_space, size_bytes_of
 from finetuner.states import Actor, State, Status
-from finetuner.worker_process import WorkerProcess
 
 logger = logging.getLogger(__name__)
 _TICK_S = 0.2
@@ -53,9 +53,10 @@ class Supervisor:
     :param max_parallel_runs: Workers at once on this machine, at least 1.
     :param max_interruptions: After so many a run is given up.
     :param hang_timeout_s: A worker that gets on with nothing for so long is ended, and its run goes on.
-    :param worker: The module that works on a run: ``python -m WORKER RUN_DIR``.
+    :param launcher: Starts workers; as processes of this machine when None.
+    :param worker: What such a process is: ``python -m WORKER RUN_DIR``.
     :param quota_bytes: What may lie on the volume; None for what the disk holds.
-    :param gpus: Names of those that runs may have; what this process may use when None.
+    :param gpus: Names of those of this machine that runs may have; the launcher's when None.
     """
 
     def __init__(
@@ -65,20 +66,21 @@ class Supervisor:
         max_parallel_runs: int = 1,
         max_interruptions: int = 5,
         hang_timeout_s: float = 3600.0,
+        launcher: Launcher | None = None,
         worker: str = "finetuner.worker",
         quota_bytes: int | None = None,
         gpus: tuple[str, ...] | None = None,
     ) -> None:
         self._max_parallel_runs = max_parallel_runs
         self._hang_timeout_s = hang_timeout_s
-        self._worker = worker
-        self._gpus = visible_gpus() if gpus is None else gpus
+        self._launcher = launcher or LocalLauncher(worker)
+        self._gpus = self._launcher.gpus() if gpus is None else gpus
         self._space = Space(workspace, quota_bytes)
         self._store = RunStore(workspace)
         self._queue = Queue(self._store)
         self._silences = SilenceWatch()
         self._settler = Settler(max_interruptions)
-        self._workers: dict[Path, WorkerProcess] = {}
+        self._workers: dict[Path, Worker] = {}
         self._short_of: dict[Path, str] = {}
         self._lock = threading.Lock()
         self._changed = threading.Event()
@@ -101,7 +103,10 @@ class Supervisor:
         n_before = self._queue.position(run)
         if n_before is None:
             return ""
-        return self._short_of.get(run.folder) or (f"{n_before} before it" if n_before else "")
+        if reason := self._short_of.get(run.folder):
+            return reason
+        worker = self._workers.get(run.folder)
+        return worker.waits_for if worker else (f"{n_before} before it" if n_before else "")
 
     def position(self, run: Run) -> int | None:
         """Return a waiting run's place in the queue, from 1; None for one that is not known to wait."""
@@ -148,7 +153,8 @@ class Supervisor:
                 with suppress(RunNotFoundError, ConflictError):
                     run = Run(folder)
                     state = run.state()
-                    if state.status is Status.STARTED and life_of(state.holder) is Life.DEAD:
+                    is_void = life_of(state.holder) is Life.DEAD or state.holder == worker.ended
+                    if state.status is Status.STARTED and is_void:
                         run.step(state, Status.INTERRUPTED, STOPPED, actor=Actor.SERVICE)
 
     def _watch(self) -> None:
@@ -178,7 +184,7 @@ class Supervisor:
             if worker.has_ended:
                 # Settled first: when the volume cannot take the state, the next tick tries again.
                 found = of_exit(worker.exit_code, worker.n_kernel_kills)
-                self._settle(Run(folder), found, begun_from=worker.begun_from)
+                self._settle(Run(folder), found, begun_from=worker.begun_from, ended=worker.ended)
                 del self._workers[folder]
         # Listing takes time, so it is done when there is a reason, and now and then.
         is_due = time.monotonic() - self._scanned_at > _SCAN_INTERVAL_S
@@ -208,7 +214,7 @@ class Supervisor:
                     is_short_of_gpus = True
                     continue
                 self._queue.remove(run)
-                self._workers[run.folder] = WorkerProcess(run, state, self._worker, gpus)
+                self._workers[run.folder] = self._launcher.launch(run, state, gpus)
                 n_free -= 1
 
     def _may_start(self, run: Run, state: State) -> bool:
@@ -289,6 +295,9 @@ class Supervisor:
         *,
         is_expired: bool = False,
         begun_from: int | None = None,
+        ended: str = "",
     ) -> None:
-        if self._settler.settle(run, found, is_expired=is_expired, begun_from=begun_from):
+        if self._settler.settle(
+            run, found, is_expired=is_expired, begun_from=begun_from, ended=ended
+        ):
             self._scanned_at = float("-inf")  # it may go on at once

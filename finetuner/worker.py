@@ -32,6 +32,10 @@ logger = logging.getLogger("finetuner.worker")  # __name__ is __main__ here
 Work = Callable[[Run, Console, StopSignal, Say], str]
 
 
+class _OtherLost(Exception):
+    """Another process of the run is gone; this one can neither go on nor say that the run has failed."""
+
+
 _RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _MEMORY_ADVICE = "take a smaller batch_size, gradient_cache_size or gradient_checkpointing"
 
@@ -85,8 +89,8 @@ def _hold(run: Run, claim: State, stop: StopSignal, work: Work) -> int:
                 )
             # Behind the last heartbeat, which would take this step for another's.
             run.step(claim, status, details, actor=Actor.WORKER, **_counts(claim, code))
-    except (ConflictError, NotFoundError):
-        return Exit.TAKEN
+    except (ConflictError, NotFoundError, _OtherLost) as exc:
+        return Exit.LOST if isinstance(exc, _OtherLost) else Exit.TAKEN
     except OSError:
         logger.exception("cannot write how the run ended")
         return Exit.VOLUME
@@ -119,6 +123,9 @@ def _outcome(
             details = f"The volume cannot be written ({cause}); the run goes on when it can"
             return Status.INTERRUPTED, details, Exit.VOLUME
         cause = _sentence(exc)
+        if _is_of_other_process(exc):
+            logger.error("Another process of the run is gone: %s", cause)
+            raise _OtherLost from exc
         if _is_out_of_memory(exc):
             cause = f"Out of memory: {_MEMORY_ADVICE} ({cause})"
         logger.error("The run failed: %s", cause)
@@ -160,6 +167,14 @@ def _is_out_of_memory(error: Exception) -> bool:
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
         or "DefaultCPUAllocator" in str(error)
+    )
+
+
+def _is_of_other_process(error: Exception) -> bool:
+    # Of NCCL it is a torch.distributed.DistError; gloo raises a bare RuntimeError.
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return os.environ.get("WORLD_SIZE", "1") != "1" and (
+        "DistError" in kinds or "gloo" in str(error)
     )
 
 

@@ -2,52 +2,52 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import psutil
 
-import finetuner
 from finetuner.gpus import VISIBLE
 from finetuner.interruption import n_kernel_kills
-from finetuner.runs import Run
+from finetuner.runs import OUTPUT_FILE, Run
 from finetuner.states import State
-
-# Threads that wait give their core away: an encoder, or another run, works beside this one.
-_WORKER_DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "true"}
+from finetuner.worker_command import worker_environment
 
 
 class WorkerProcess:
-    """The process that works on a run.
+    """The process that works on a run, or stands here for one that works elsewhere.
 
     :param run: The run.
     :param state: Where the run is.
-    :param module: What is run.
-    :param gpus: Those that it may use.
+    :param command: What is run.
+    :param gpus: Those of this machine that it may use.
+    :param waits_for: What it may have to wait for before it claims the run, for people.
+    :param is_here: Whether it works itself; one that stands for another prints the name of that.
     """
 
-    def __init__(self, run: Run, state: State, module: str, gpus: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        run: Run,
+        state: State,
+        *,
+        command: list[str],
+        gpus: tuple[str, ...] = (),
+        waits_for: str = "",
+        is_here: bool = True,
+    ) -> None:
         self.gpus = gpus
         self.begun_from = state.number
+        self.waits_for = waits_for
+        self._is_here, self._ended = is_here, ""
         self._n_kernel_kills_before = n_kernel_kills()
-        package_parent = str(Path(finetuner.__file__).parents[1])
-        path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH", "")]))
-        with (run.folder / "worker.txt").open("ab") as output:
+        with (run.folder / OUTPUT_FILE).open("ab") as output:
             self._process = subprocess.Popen(
-                _command(run, module),
+                command,
                 stdin=subprocess.DEVNULL,
-                stdout=output,
+                stdout=output if is_here else subprocess.PIPE,
                 stderr=output,
-                env={
-                    **_WORKER_DEFAULTS,
-                    **os.environ,
-                    "PYTHONPATH": path,
-                    VISIBLE: ",".join(gpus),
-                },
+                env=worker_environment({VISIBLE: ",".join(gpus)}),
             )
 
     @property
@@ -61,9 +61,18 @@ class WorkerProcess:
         return self._process.returncode
 
     @property
+    def ended(self) -> str:
+        """The process elsewhere that has ended with it, as :mod:`finetuner.holder` names it, or nothing."""
+        output = self._process.stdout
+        if output is not None and not output.closed and self.has_ended:
+            with output:
+                self._ended = output.read().decode()
+        return self._ended
+
+    @property
     def n_kernel_kills(self) -> int:
         """How many processes the kernel has ended for want of memory since this one was started."""
-        return n_kernel_kills() - self._n_kernel_kills_before
+        return n_kernel_kills() - self._n_kernel_kills_before if self._is_here else 0
 
     def terminate(self) -> None:
         """Ask it to end, once: a second signal could hit it while it writes its last state."""
@@ -84,12 +93,3 @@ class WorkerProcess:
             self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             self.kill()
-
-
-def _command(run: Run, module: str) -> list[str]:
-    # -P: a file `torch.py` in the current folder must not take the place of torch.
-    python = [sys.executable, "-P", "-m"]
-    n_processes = run.config().n_processes
-    if n_processes > 1:
-        python += ["torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}", "-m"]
-    return [*python, module, str(run.folder)]

@@ -75,7 +75,9 @@ ORDER = (
     *("run_data", "logger_backends", "loggers", "monitoring", "submission", "request_check"),
     *("run_map", "run_evaluation", "publishing", "pace", "run_progress"),
     *("stopping", "worklog", "job", "worker"),
-    *("run_queue", "silence", "interruption", "settling", "gpus", "worker_process", "supervisor"),
+    *("run_queue", "silence", "interruption", "settling", "gpus"),
+    *("worker_command", "tether", "ray_rank", "ray_run", "worker_process", "launcher"),
+    *("supervisor",),
     *("run_parameters", "run_api"),
 )
 # What `import finetuner` loads: at module level only a few light modules of the core.

@@ -11,8 +11,10 @@ from finetuner.config import workspace_dir as resolve_workspace
 from finetuner.errors import MalformedRequestError, NotFoundError
 from finetuner.files import volume_trouble
 from finetuner.hardening import harden_docarray
+from finetuner.launcher import LauncherOptions
 from finetuner.log_format import set_up_logs
 from finetuner.run_api import RunAPI
+from finetuner.schema import read
 from finetuner.space import quota_of
 from finetuner.supervisor import Supervisor
 from finetuner.wire import (
@@ -51,6 +53,12 @@ class FinetunerExecutor(Executor):
     :param hang_timeout_s: A worker that gets on with nothing for so long is ended, and its run goes on.
     :param worker: The module that works on a run, ``python -m WORKER RUN_DIR``; see
         :func:`finetuner.worker.main`.
+    :param launcher: ``local``, this machine, or ``ray``, a cluster that has the same volume.
+    :param ray_address: ``auto`` for the cluster that this machine is a part of, ``HOST:PORT``, or
+        ``ray://HOST:PORT``.
+    :param ray_n_cpus: Cores for each process of a run there, above 0.
+    :param ray_n_gpus: GPUs for each process of a run with ``device='cuda'`` there.
+    :param ray_memory_bytes: Memory for each process of a run there; 0 for any.
     :param allow_cpu_fallback: Whether a run that asks for a GPU may train on the CPU, with a warning,
         where there is none; else it is refused.
     :param quota_bytes: What may lie on the volume in all; what would go beyond is refused. When None,
@@ -64,6 +72,11 @@ class FinetunerExecutor(Executor):
         max_interruptions: int = 5,
         hang_timeout_s: float = 3600.0,
         worker: str = "finetuner.worker",
+        launcher: str = "local",
+        ray_address: str = "auto",
+        ray_n_cpus: float = 1.0,
+        ray_n_gpus: float = 1.0,
+        ray_memory_bytes: int = 0,
         allow_cpu_fallback: bool = True,
         quota_bytes: int | None = None,
         **kwargs: Any,
@@ -73,12 +86,19 @@ class FinetunerExecutor(Executor):
         harden_docarray()
         unknown_arguments(self, kwargs)
         workspace = resolve_workspace(workspace_dir)
+        launching = {
+            "launcher": launcher,
+            "ray_address": ray_address,
+            "ray_n_cpus": ray_n_cpus,
+            "ray_n_gpus": ray_n_gpus,
+            "ray_memory_bytes": ray_memory_bytes,
+        }
         self._supervisor = Supervisor(
             workspace,
             max_parallel_runs=max_parallel_runs,
             max_interruptions=max_interruptions,
             hang_timeout_s=hang_timeout_s,
-            worker=worker,
+            launcher=read(LauncherOptions, launching, "FinetunerExecutor").launcher_of(worker),
             quota_bytes=quota_of(quota_bytes),
         )
         self._api = RunAPI(

@@ -1,0 +1,136 @@
+"""Runs on a Ray cluster of three nodes on this machine: one is lost on the way, and two train together."""
+
+import json
+import os
+import shutil
+import time
+
+import psutil
+import pytest
+
+import finetuner
+from finetuner.exits import Exit
+from finetuner.json_lines import read_page
+from finetuner.launcher import LauncherOptions
+from finetuner.runs import STEPS_FILE
+from finetuner.submission import submit
+from finetuner.supervisor import Supervisor
+
+pytestmark = pytest.mark.slow
+_PACKAGE_PARENT = os.path.dirname(os.path.dirname(finetuner.__file__))
+_TIMEOUT_S = 240
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head that works on nothing, and two nodes with a core each."""
+    cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", _PACKAGE_PARENT)  # of the workers
+        patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        memory = {"object_store_memory": 100 * 2**20}
+        made = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **memory})
+        for _ in range(2):
+            made.add_node(num_cpus=1, **memory)
+        yield made
+        made.shutdown()
+
+
+@pytest.fixture
+def model(tiny_model_folder, tmp_path):
+    """The tiny model without dropout, which two processes cannot draw as one does."""
+    folder = tmp_path / "models" / "tiny"
+    shutil.copytree(tiny_model_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.fixture
+def request_of(model, tiny_labelled):
+    rows = list(tiny_labelled.rows())
+
+    def request_of(name, **changes):
+        return {
+            "model": model,
+            "run_name": name,
+            "train_data": rows,
+            "loss": "SupConLoss",
+            "loss_options": {"temperature": 0.05},
+            "optimizer": "SGD",  # Adam makes much of a gradient's last digits
+            "learning_rate": 0.1,
+            "batch_size": 16,
+            "epochs": 3,
+            "precision": "fp32",
+            "device": "cpu",
+            "checkpoint_interval_s": 0,
+            "callbacks": [
+                {"name": "EvaluationCallback", "options": {"query_data": rows, "limit": 3}}
+            ],
+            **changes,
+        }
+
+    return request_of
+
+
+@pytest.fixture
+def service(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr("finetuner.settling._VOLUME_PAUSE_S", 2.0)
+    launcher = LauncherOptions("ray", cluster.address, ray_n_cpus=1).launcher_of("finetuner.worker")
+    made = Supervisor(tmp_path, launcher=launcher)
+    made.start()
+    yield made
+    made.close()
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + _TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def test_two_processes_on_two_nodes_train_what_one_trains(service, request_of, tmp_path, work):
+    one = submit(request_of("one"), tmp_path / "local")
+    assert work(one) == Exit.FINISHED
+    two = submit(request_of("two", n_processes=2), tmp_path)
+    service.wake()
+    wait_until(lambda: two.state().status.is_terminal)
+    assert [state.status for state in two.history()] == ["CREATED", "STARTED", "FINISHED"]
+    assert len(_losses(two)) == 9
+    assert _losses(two) == pytest.approx(_losses(one), rel=1e-5)
+    assert two.metrics()["epochs"] == one.metrics()["epochs"]
+
+
+def test_a_run_whose_node_is_lost_goes_on_on_another_and_ends_as_a_local_one(
+    cluster, service, request_of, tmp_path, work
+):
+    local = submit(request_of("local", epochs=40), tmp_path / "local")
+    assert work(local) == Exit.FINISHED
+    run = submit(request_of("lost", epochs=40), tmp_path)
+    service.wake()
+    wait_until(lambda: run.has_checkpoint() and len(_losses(run)) > 10)
+    cluster.remove_node(_node_of(cluster, run), allow_graceful=False)
+    wait_until(lambda: run.state().status.is_terminal)
+    statuses = [state.status for state in run.history()]
+    assert statuses == ["CREATED", "STARTED", "INTERRUPTED", "STARTED", "FINISHED"]
+    assert run.history()[2].details == (
+        "A node of the worker was lost; it goes on from its last checkpoint"
+    )
+    assert run.state().n_interruptions == 1
+    assert _losses(run) == pytest.approx(_losses(local), rel=1e-4)
+    assert run.metrics()["epochs"] == local.metrics()["epochs"]
+
+
+def _losses(run):
+    return [step["batch_loss"] for step in read_page(run.folder / STEPS_FILE, 0, limit=1000)[0]]
+
+
+def _node_of(cluster, run):
+    """The node whose processes are those that the run's worker descends from."""
+    parents = [p.pid for p in psutil.Process(int(run.state().holder.split()[-2])).parents()]
+    for node in cluster.list_all_nodes():
+        if node.all_processes["raylet"][0].process.pid in parents:
+            return node
+    raise LookupError(f"no node runs `{run.name}`")
