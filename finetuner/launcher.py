@@ -105,6 +105,11 @@ class LauncherOptions:
                 "launcher: ray needs Ray: `pip install 'finetuner-flow[ray]'`, or take launcher: local"
             )
 
+    @property
+    def gives_gpus(self) -> bool:
+        """Whether a run on GPUs gets them from elsewhere, so that none need be here."""
+        return self.launcher is LauncherName.RAY and self.ray_n_gpus > 0
+
     def launcher_of(self, module: str) -> Launcher:
         """Return what starts workers.
 

@@ -10,7 +10,7 @@ from finetuner.config import Device, RunConfig
 from finetuner.errors import ConfigError
 from finetuner.exits import Exit
 from finetuner.interruption import of_exit
-from finetuner.launcher import LauncherOptions
+from finetuner.launcher import LauncherName, LauncherOptions
 from finetuner.run_store import RunStore
 from finetuner.schema import read
 from finetuner.settling import Settler
@@ -68,6 +68,12 @@ def test_ray_that_is_not_installed_is_refused_with_what_to_do(monkeypatch):
 @pytest.mark.parametrize("address", ["auto", "head:6379", "10.0.0.1:6379", "ray://head:10001"])
 def test_addresses(address):
     assert LauncherOptions(ray_address=address).ray_address == address
+
+
+def test_only_a_cluster_gives_gpus_to_a_machine_without():
+    assert not LauncherOptions().gives_gpus
+    assert LauncherOptions(LauncherName.RAY).gives_gpus
+    assert not LauncherOptions(LauncherName.RAY, ray_n_gpus=0).gives_gpus
 
 
 def test_nothing_of_ray_is_loaded_before_a_run_wants_it():

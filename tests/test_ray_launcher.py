@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -11,14 +12,15 @@ import pytest
 import finetuner
 from finetuner.exits import Exit
 from finetuner.json_lines import read_page
-from finetuner.launcher import LauncherOptions
+from finetuner.launcher import LauncherName, LauncherOptions
 from finetuner.runs import STEPS_FILE
+from finetuner.states import Status
 from finetuner.submission import submit
 from finetuner.supervisor import Supervisor
 
 pytestmark = pytest.mark.slow
 _PACKAGE_PARENT = os.path.dirname(os.path.dirname(finetuner.__file__))
-_TIMEOUT_S = 240
+_TIMEOUT_S = 300
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def request_of(model, tiny_labelled):
 @pytest.fixture
 def service(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr("finetuner.settling._VOLUME_PAUSE_S", 2.0)
-    launcher = LauncherOptions("ray", cluster.address, ray_n_cpus=1).launcher_of("finetuner.worker")
+    launcher = LauncherOptions(LauncherName.RAY, cluster.address).launcher_of("finetuner.worker")
     made = Supervisor(tmp_path, launcher=launcher)
     made.start()
     yield made
@@ -103,6 +105,19 @@ def test_two_processes_on_two_nodes_train_what_one_trains(service, request_of, t
     assert two.metrics()["epochs"] == one.metrics()["epochs"]
 
 
+def test_a_run_one_of_whose_processes_is_killed_goes_on(service, request_of, tmp_path):
+    run = submit(request_of("halved", epochs=40, n_processes=2), tmp_path)
+    service.wake()
+    wait_until(lambda: run.has_checkpoint() and len(_losses(run)) > 10)
+    (second,) = (p for p in psutil.process_iter() if _is_rank(p, "1", run))
+    second.kill()
+    wait_until(lambda: run.state().status.is_terminal)
+    statuses = [state.status for state in run.history()]
+    assert statuses == ["CREATED", "STARTED", "INTERRUPTED", "STARTED", "FINISHED"]
+    assert run.history()[2].details.startswith("The worker was ended by SIGKILL")
+    assert len(_losses(run)) == 120
+
+
 def test_a_run_whose_node_is_lost_goes_on_on_another_and_ends_as_a_local_one(
     cluster, service, request_of, tmp_path, work
 ):
@@ -123,6 +138,17 @@ def test_a_run_whose_node_is_lost_goes_on_on_another_and_ends_as_a_local_one(
     assert run.metrics()["epochs"] == local.metrics()["epochs"]
 
 
+def test_a_run_without_room_says_what_it_waits_for_and_can_be_cancelled(
+    service, request_of, tmp_path
+):
+    run = submit(request_of("wide", n_processes=3), tmp_path)
+    service.wake()
+    wait_until(lambda: service.waits_for(run) == "3 times 1 CPU on the Ray cluster")
+    assert service.cancel(run).status is Status.CANCELLED
+    wait_until(lambda: not service._workers)
+    assert [state.status for state in run.history()] == ["CREATED", "CANCELLED"]
+
+
 def _losses(run):
     return [step["batch_loss"] for step in read_page(run.folder / STEPS_FILE, 0, limit=1000)[0]]
 
@@ -134,3 +160,9 @@ def _node_of(cluster, run):
         if node.all_processes["raylet"][0].process.pid in parents:
             return node
     raise LookupError(f"no node runs `{run.name}`")
+
+
+def _is_rank(process, rank, run):
+    with suppress(psutil.Error):
+        return str(run.folder) in process.cmdline() and process.environ().get("RANK") == rank
+    return False

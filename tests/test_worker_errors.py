@@ -264,3 +264,23 @@ def test_a_folder_that_goes_while_it_works(store, run, work, monkeypatch):
     assert work(run, work_) == Exit.TAKEN
     assert store.list() == []
     assert not run.folder.exists()
+
+
+class DistError(RuntimeError):
+    """Named as torch's own of NCCL."""
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed"), DistError()]
+)
+def test_a_process_whose_others_are_gone_leaves_the_run_to_the_service(
+    run, work, monkeypatch, error
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert work(run, raising(error)) == Exit.LOST
+    assert run.state().status is Status.STARTED
+
+
+def test_a_process_that_works_alone_has_no_others_to_lose(run, work):
+    assert work(run, raising(RuntimeError("gloo"))) == Exit.FAILED
+    assert run.state().details == "RuntimeError: gloo"

@@ -86,25 +86,26 @@ class FinetunerExecutor(Executor):
         harden_docarray()
         unknown_arguments(self, kwargs)
         workspace = resolve_workspace(workspace_dir)
-        launching = {
+        settings = {
             "launcher": launcher,
             "ray_address": ray_address,
             "ray_n_cpus": ray_n_cpus,
             "ray_n_gpus": ray_n_gpus,
             "ray_memory_bytes": ray_memory_bytes,
         }
+        options = read(LauncherOptions, settings, "FinetunerExecutor")
         self._supervisor = Supervisor(
             workspace,
             max_parallel_runs=max_parallel_runs,
             max_interruptions=max_interruptions,
             hang_timeout_s=hang_timeout_s,
-            launcher=read(LauncherOptions, launching, "FinetunerExecutor").launcher_of(worker),
+            launcher=options.launcher_of(worker),
             quota_bytes=quota_of(quota_bytes),
         )
         self._api = RunAPI(
             workspace,
             self._supervisor,
-            allow_cpu_fallback=allow_cpu_fallback,
+            allow_cpu_fallback=allow_cpu_fallback or options.gives_gpus,
             quota_bytes=quota_of(quota_bytes),
         )
         self._supervisor.start()

@@ -55,6 +55,12 @@ def test_a_quota_that_is_no_number_of_bytes_is_refused(tmp_path):
         Executor.load_config(MANIFEST, uses_with=settings)
 
 
+def test_a_launcher_that_there_is_none_of_is_refused(tmp_path):
+    settings = {"workspace_dir": str(tmp_path), "launcher": "slurm"}
+    with pytest.raises(ConfigError, match="FinetunerExecutor.launcher must be one of local, ray"):
+        Executor.load_config(MANIFEST, uses_with=settings)
+
+
 def test_endpoints_are_the_methods_of_their_names(tmp_path):
     executor = Executor.load_config(MANIFEST, uses_with={"workspace_dir": str(tmp_path)})
     try:
