@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,9 +15,8 @@ from finetuner.corpus import Corpus, CorpusOptions, PartDone, PartEncoder
 from finetuner.corpus_output import CorpusOutput
 from finetuner.corpus_parts import Part
 from finetuner.errors import ConfigError, FinetunerServerError, UnavailableError
+from finetuner.ray_cluster import check_answers
 from finetuner.schema import read
-
-_CONNECT_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ def _connected(options: RayOptions) -> Iterator[Any]:
     import ray.data
 
     try:
-        _check_answers(options.address)
+        check_answers(options.address)
         ray.init(address=options.address, log_to_driver=False, logging_level="error")
     except OSError as exc:  # what Ray raises is one too
         raise UnavailableError(
@@ -119,17 +117,6 @@ def _connected(options: RayOptions) -> Iterator[Any]:
         raise FinetunerServerError("Ray could not encode the corpus", _cause(exc)) from exc
     finally:
         ray.shutdown()
-
-
-def _check_answers(address: str) -> None:
-    """Connect once, where an address says where to: Ray itself tries for minutes.
-
-    :raises OSError: When nothing answers.
-    """
-    host, colon, port = address.rpartition("//")[2].rpartition(":")
-    if colon and port.isdecimal():
-        with socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S):
-            pass
 
 
 def _check_room(options: RayOptions, nodes: list[dict[str, Any]]) -> None:

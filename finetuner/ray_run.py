@@ -23,8 +23,9 @@ from typing import Any
 import orjson
 
 from finetuner.config import Device, RunConfig
-from finetuner.errors import FinetunerError, NotFoundError
+from finetuner.errors import FinetunerError, NotFoundError, UnavailableError
 from finetuner.exits import Exit
+from finetuner.ray_cluster import check_answers
 from finetuner.ray_rank import Rank
 from finetuner.runs import Run
 from finetuner.schema import read
@@ -82,7 +83,7 @@ def main(options: RayOptions, module: str, run: Run) -> int:
         with _connected(options) as ray:
             signal.signal(signal.SIGTERM, stop)  # behind Ray, which takes it too
             return _Ranks(ray, options, run, stop).work(module)
-    except (FinetunerError, OSError) as exc:  # what Ray raises where no cluster answers is one too
+    except FinetunerError as exc:
         logger.error("the cluster cannot take the run: %s", exc)
         return Exit.UNAVAILABLE
 
@@ -91,7 +92,11 @@ def main(options: RayOptions, module: str, run: Run) -> int:
 def _connected(options: RayOptions) -> Iterator[Any]:
     import ray
 
-    ray.init(address=options.address, log_to_driver=False, logging_level="error")
+    try:
+        check_answers(options.address)
+        ray.init(address=options.address, log_to_driver=False, logging_level="error")
+    except Exception as exc:  # of several kinds, by what it is that does not answer
+        raise UnavailableError(f"no Ray cluster at `{options.address}` ({exc})") from exc
     try:
         yield ray
     finally:
@@ -203,7 +208,8 @@ def _is_waiting(run: Run) -> bool:
 def _leave(code: int) -> None:
     """End as the worker has ended: by the same signal, if it was one."""
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
+        with suppress(OSError):  # SIGKILL has no other handler
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     sys.exit(code)
 

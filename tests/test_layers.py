@@ -71,7 +71,7 @@ ORDER = (
     *("encoder_cache", "serving_metrics", "encode_parameters", "encode_request"),
     *("watchdog", "text_index", "named_models", "search_api", "encode_api"),
     *("corpus_files", "corpus_parts", "corpus_lines", "corpus_parquet", "corpus_rows"),
-    *("corpus_output", "corpus", "corpus_ray"),
+    *("corpus_output", "corpus", "ray_cluster", "corpus_ray"),
     *("run_data", "logger_backends", "loggers", "monitoring", "submission", "request_check"),
     *("run_map", "run_evaluation", "publishing", "pace", "run_progress"),
     *("stopping", "worklog", "job", "worker"),

@@ -1,6 +1,7 @@
 """What stands for a worker on a cluster, with a Ray that is made up."""
 
 import signal
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -193,7 +194,25 @@ def test_a_cluster_that_does_not_answer(work, run, monkeypatch, caplog):
 
     monkeypatch.setattr(ray, "init", init)
     assert work(ray, run) == (Exit.UNAVAILABLE, "")
-    assert "the cluster cannot take the run: Could not find any running Ray" in caplog.text
+    assert "take the run: no Ray cluster at `auto` (Could not find any running Ray" in caplog.text
+    nowhere = RayOptions("127.0.0.1:1", n_cpus=1.0, n_gpus=0.0, memory_bytes=0)
+    assert work(FakeRay(), run, nowhere) == (Exit.UNAVAILABLE, "")
+    assert "no Ray cluster at `127.0.0.1:1` ([Errno 111] Connection refused)" in caplog.text
+
+
+def test_what_runs_beside_the_worker_is_light():
+    code = (
+        "import sys, finetuner.ray_rank, finetuner.ray_run; "
+        "print([name for name in ('torch', 'jina', 'ray') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("code", [3, -signal.SIGKILL, -signal.SIGABRT])
+def test_it_leaves_as_the_worker_has_left(code):
+    leave = f"from finetuner.ray_run import _leave; _leave({code})"
+    assert subprocess.run([sys.executable, "-c", leave], check=False).returncode == code
 
 
 def test_a_node_without_the_volume(work, run, tmp_path, caplog):
