@@ -3,12 +3,12 @@
 #   docker build -t finetuner-flow:gpu --build-arg DEVICE=gpu .  (GPU)
 #   docker run -v finetuner:/data finetuner-flow finetuner token create laptop --scope admin   (once)
 #   docker run -p 51000:51000 -p 51001:51001 -v finetuner:/data finetuner-flow
-#   docker run -v finetuner:/data finetuner-flow jina executor --uses executors/encoder/config.yml
+#   docker run -v finetuner:/data finetuner-flow jina executor --native --uses executors/encoder/config.yml
 FROM python:3.11-slim
 ARG DEVICE=cpu
 ENV FINETUNER_WORKSPACE=/data JINA_OPTOUT_TELEMETRY=1 PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1
 RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home finetuner && mkdir /data && chown finetuner /data
+    && useradd --uid 1000 --create-home finetuner && mkdir /data && chown finetuner /data
 WORKDIR /srv/finetuner
 COPY . .
 # The index of CPU builds keeps gigabytes of CUDA out of the CPU image; the GPU image has another

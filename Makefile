@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 PIP_INSTALL := $(VENV)/bin/pip install --disable-pip-version-check -c requirements.txt
 
-.PHONY: install install-dev demo test test-unit check serve benchmark soak fuzz chaos load page screenshots
+.PHONY: install install-dev demo test test-unit check serve benchmark soak fuzz chaos load page screenshots frames
 install: $(STAMP)
 $(STAMP): pyproject.toml requirements.txt
 	@echo "Installing into $(VENV): some 2 GB, a few minutes."
@@ -54,3 +54,7 @@ page:
 screenshots: install-dev
 	tests/browser/install_chromium.sh
 	$(VENV)/bin/python tests/browser/screenshots.py
+# How smooth a map of 20,000 texts is, in ms between frames.
+frames: install-dev
+	tests/browser/install_chromium.sh
+	$(VENV)/bin/python tests/browser/frames.py

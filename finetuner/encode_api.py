@@ -200,6 +200,13 @@ class EncodeAPI:
         """Return counts and times, as Prometheus reads them."""
         return self._metrics.text()
 
+    def show_metrics_in(self, registry: Any) -> None:
+        """Tell counts and times in a registry of Prometheus too.
+
+        :param registry: Jina's, where an executor has a port for them.
+        """
+        self._metrics.show_in(registry)
+
     def close(self) -> None:
         """Finish what was taken, and stop."""
         self.search.close()

@@ -143,8 +143,7 @@ RUN = _answer(
         metric=_or_null(
             _object(
                 name=_TEXT,
-                before={"type": "number"},
-                best={"type": "number"},
+                **dict.fromkeys(("before", "after", "best"), {"type": "number"}),
                 best_epoch={"type": "integer"},
             )
         ),

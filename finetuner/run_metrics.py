@@ -50,8 +50,9 @@ def summarise_metric(folder: Path) -> dict[str, Any] | None:
     """Return what a list of runs shows of the metrics: the average precision of the first evaluation.
 
     :param folder: The run's.
-    :returns: ``{"name", "before", "best", "best_epoch"}``; the best of the epochs, and that of the untuned
-        model until there is one. None when nothing is evaluated yet, or the file is damaged.
+    :returns: ``{"name", "before", "after", "best", "best_epoch"}``; after the newest epoch, the best of the
+        epochs, and that of the untuned model until there is one. None when nothing is evaluated yet, or
+        the file is damaged.
     """
     lines, _ = read_page(folder / METRICS_FILE)
     try:
@@ -59,11 +60,17 @@ def summarise_metric(folder: Path) -> dict[str, Any] | None:
         key = next(name for name in lines[0]["metrics"] if name.endswith(_SHOWN_METRIC))
         values = [(line["metrics"][key], line["epoch"]) for line in lines]
         before = next(value for value, epoch in values if epoch == 0)
-        after = [(value, epoch) for value, epoch in values if epoch > 0]
-        best, best_epoch = max(after, key=lambda found: found[0], default=(before, 0))
+        tuned = [(value, epoch) for value, epoch in values if epoch > 0]
+        best, best_epoch = max(tuned, key=lambda found: found[0], default=(before, 0))
     except (IndexError, KeyError, StopIteration, TypeError):
         return None
-    return {"name": _SHOWN_METRIC, "before": before, "best": best, "best_epoch": best_epoch}
+    return {
+        "name": _SHOWN_METRIC,
+        "before": before,
+        "after": tuned[-1][0] if tuned else before,
+        "best": best,
+        "best_epoch": best_epoch,
+    }
 
 
 def worst_outcome(folder: Path) -> str | None:

@@ -69,6 +69,13 @@ class EncodeMetrics:
         """Return all figures."""
         return generate_latest(self._registry).decode()
 
+    def show_in(self, registry: CollectorRegistry) -> None:
+        """Let another registry tell all figures too.
+
+        :param registry: Of a server of its own, such as Jina's monitoring.
+        """
+        registry.register(self._registry)
+
 
 class _ServerState(Collector):
     """What is known when it is asked for, and needs no counting."""

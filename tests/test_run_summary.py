@@ -62,6 +62,7 @@ def test_a_run_that_trains(run):
     assert record["metric"] == {
         "name": "average_precision",
         "before": 0.5,
+        "after": 0.75,
         "best": 0.75,
         "best_epoch": 1,
     }
@@ -80,18 +81,19 @@ def test_numbers_of_an_earlier_claim_are_not_shown(run):
 
 
 @pytest.mark.parametrize(
-    ("values", "best", "best_epoch"),
+    ("values", "after", "best", "best_epoch"),
     [
-        ([0.5], 0.5, 0),
-        ([0.5, 0.4], 0.4, 1),
-        ([0.5, 0.6, 0.8, 0.7], 0.8, 2),
-        ([0.5, 0.8, 0.8], 0.8, 1),
+        ([0.5], 0.5, 0.5, 0),
+        ([0.5, 0.4], 0.4, 0.4, 1),
+        ([0.5, 0.6, 0.8, 0.7], 0.7, 0.8, 2),
+        ([0.5, 0.8, 0.8], 0.8, 0.8, 1),
     ],
 )
-def test_the_best_epoch(run, values, best, best_epoch):
+def test_the_best_epoch_and_the_last(run, values, after, best, best_epoch):
     _evaluate(run, *values)
     found = summarise_metric(run.folder)
-    assert (found["before"], found["best"], found["best_epoch"]) == (0.5, best, best_epoch)
+    assert (found["before"], found["after"]) == (0.5, after)
+    assert (found["best"], found["best_epoch"]) == (best, best_epoch)
 
 
 def test_the_metric_is_of_the_first_evaluation(run):
@@ -101,6 +103,7 @@ def test_the_metric_is_of_the_first_evaluation(run):
     assert summarise_metric(run.folder) == {
         "name": "average_precision",
         "before": 0.1,
+        "after": 0.2,
         "best": 0.2,
         "best_epoch": 1,
     }

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from fastapi.testclient import TestClient
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from finetuner.batcher import BatchCounts
@@ -65,6 +66,17 @@ def test_figures_of_an_encoder():
     assert found["finetuner_batch_tokens_total",] == 12
     assert found["finetuner_padding_tokens_total",] == 2  # of two texts of five, the three
     assert found["finetuner_inference_seconds_total",] == 0.75
+
+
+def test_another_registry_tells_the_figures_beside_its_own():
+    metrics, registry = EncodeMetrics(_Batcher(), _Cache()), CollectorRegistry()
+    Counter("jina_requests", "Of another", registry=registry).inc(2)
+    metrics.show_in(registry)
+    metrics.failed(RunNotFoundError("x"))  # after it was shown
+    found = samples(generate_latest(registry).decode())
+    assert found["finetuner_queue_tokens",] == 17
+    assert found["finetuner_encode_requests_total", "", "RunNotFoundError", "answer"] == 1
+    assert found["jina_requests_total",] == 2
 
 
 def client_over(volume, encoder):

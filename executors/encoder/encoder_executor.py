@@ -75,6 +75,11 @@ class EncoderExecutor(Executor):
             max_queue_tokens=max_queue_tokens,
             max_model_bytes=max_model_bytes,
         )
+        registry = getattr(self.runtime_args, "metrics_registry", None)
+        if (
+            registry is not None
+        ):  # `--monitoring`: the figures of this replica, at a port of its own
+            self._api.show_metrics_in(registry)
         self._direct = self._listen_directly()
 
     def _listen_directly(self) -> DirectServer | None:

@@ -29,7 +29,7 @@ export interface RunRecord {
   artifact_id: string;
   config: Record<string, unknown>;
   progress?: Progress | null;
-  metric?: { name: string; before: number; best: number; best_epoch: number } | null;
+  metric?: { name: string; before: number; after: number; best: number; best_epoch: number } | null;
   verdict?: Outcome | null;
   n_starts?: number;
   position?: number | null;

@@ -46,6 +46,7 @@ def test_run_views(server, finished_run):
         "metric": {
             "name": "average_precision",
             "before": metrics["before"]["average_precision"],
+            "after": metrics["after"]["average_precision"],
             "best": metrics["after"]["average_precision"],
             "best_epoch": 1,
         },

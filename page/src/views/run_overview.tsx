@@ -76,14 +76,14 @@ function Progress({ progress, details }: { progress: NonNullable<RunRecord["prog
   );
 }
 
-/** The metric that decides, at its best. */
-function Metric({ metric: { name, before, best, best_epoch } }: { metric: NonNullable<RunRecord["metric"]> }) {
+/** The metric that decides, as the model has it now; another epoch may have been better. */
+function Metric({ metric: { name, before, after, best, best_epoch } }: { metric: NonNullable<RunRecord["metric"]> }) {
   return (
     <dl class="figures">
-      <Figure name={capital(words(name))}>{fixed(best)}</Figure>
+      <Figure name={capital(words(name))}>{fixed(after)}</Figure>
       <Figure name="Before training">{fixed(before)}</Figure>
-      <Figure name="Change">{change(before, best)}</Figure>
-      <Figure name="Best epoch">{number(best_epoch)}</Figure>
+      <Figure name="Change">{change(before, after)}</Figure>
+      <Figure name="Best">{fixed(best)} in epoch {number(best_epoch)}</Figure>
     </dl>
   );
 }
