@@ -20,6 +20,7 @@ from finetuner.log_format import set_up_fresh_process
 from finetuner.run_command import register
 from finetuner.serve_command import serve
 from finetuner.token_command import token_app
+from finetuner.vectors_command import evaluate_vectors
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -74,6 +75,7 @@ app.command()(fit)
 register(app)
 app.command()(encode)
 app.command()(encode_corpus)
+app.command()(evaluate_vectors)
 app.command()(alias)
 app.command()(doctor)
 app.command()(gc)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from finetuner.callback import EvaluationCallback
 from finetuner.data import LabelledTexts
 from finetuner.errors import DataError
-from finetuner.metrics import metrics_per_query
-from finetuner.search import Positions, search
+from finetuner.inner_products import Positions
+from finetuner.metrics import Values, metrics_per_query
+from finetuner.search import search
 
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 
@@ -72,13 +73,11 @@ class EvaluationSet:
             missing = sum(label is None for label in queries.labels)
             raise DataError(f"{missing} of {len(queries)} evaluation queries have no label")
         searched = queries if index is None else index
-        numbers: dict[str | None, int] = {}
-        query_classes = np.array([numbers.setdefault(v, len(numbers)) for v in queries.labels])
-        index_classes = np.array([numbers.get(v, -1) for v in searched.labels], dtype=np.int64)
+        query_classes, index_classes = match_labels(queries.labels, searched.labels)
         own = _own_places(queries, searched, is_same=index is None)
         if not callback.exclude_self:
             own = np.full(len(queries), -1)
-        findable = np.flatnonzero(_n_relevant(query_classes, index_classes, own))
+        findable = np.flatnonzero(count_relevant(query_classes, index_classes, own))
         if not len(findable):
             raise DataError(
                 f"none of the {len(queries)} evaluation queries has a text with its label among the "
@@ -97,7 +96,7 @@ class EvaluationSet:
     @property
     def n_relevant(self) -> Positions:
         """Index texts with the query's label, the query itself left out; *Shape:* ``(n_queries,)``."""
-        return _n_relevant(self.query_classes, self.index_classes, self.own)
+        return count_relevant(self.query_classes, self.index_classes, self.own)
 
 
 def skipped_line(n_skipped: int) -> str:
@@ -105,7 +104,28 @@ def skipped_line(n_skipped: int) -> str:
     return f"{n_skipped} evaluation queries are left out: nothing in the index has their label"
 
 
-def _n_relevant(query_classes: Positions, index_classes: Positions, own: Positions) -> Positions:
+def match_labels(
+    query_labels: Collection[Hashable], index_labels: Collection[Hashable]
+) -> tuple[Positions, Positions]:
+    """Return labels as numbers, the same for the same label; -1 for one that no query has.
+
+    :param query_labels: One for each query.
+    :param index_labels: One for each vector of the index.
+    """
+    numbers: dict[Hashable, int] = {}
+    of_queries = (numbers.setdefault(label, len(numbers)) for label in query_labels)
+    query_classes = np.fromiter(of_queries, np.int64, len(query_labels))
+    of_index = (numbers.get(label, -1) for label in index_labels)
+    return query_classes, np.fromiter(of_index, np.int64, len(index_labels))
+
+
+def count_relevant(query_classes: Positions, index_classes: Positions, own: Positions) -> Positions:
+    """Return how many vectors of the index have each query's label, the query itself left out.
+
+    :param query_classes: *Shape:* ``(n_queries,)``, as :func:`match_labels` gives them.
+    :param index_classes: *Shape:* ``(n_index,)``.
+    :param own: *Shape:* ``(n_queries,)``; the index place of the query itself, -1 for none.
+    """
     known = index_classes[index_classes >= 0]
     counts = np.bincount(known, minlength=int(query_classes.max()) + 1)[query_classes]
     # The document that is left out counts only where it has the label that the query has.
@@ -143,9 +163,7 @@ def evaluate(embed: Embed, data: EvaluationSet, *, callback: EvaluationCallback)
         distance=callback.distance,
         own=data.own,
     )
-    relevance = (data.index_classes[places] == data.query_classes[:, None]) & (places >= 0)
-    n_matches = (places >= 0).sum(axis=1)
-    per_query = metrics_per_query(relevance, n_matches, data.n_relevant)
+    per_query = score(places, data.query_classes, data.index_classes, n_relevant=data.n_relevant)
     metrics = {name: float(values.mean()) for name, values in per_query.items()}
     n_examples = callback.num_example_queries if callback.gather_examples else 0
     examples = [
@@ -153,6 +171,24 @@ def evaluate(embed: Embed, data: EvaluationSet, *, callback: EvaluationCallback)
         for query in range(min(n_examples, len(data.queries)))
     ]
     return Evaluation(metrics, examples, per_query, query_embeddings, index_embeddings)
+
+
+def score(
+    places: Positions,
+    query_classes: Positions,
+    index_classes: Positions,
+    *,
+    n_relevant: Positions,
+) -> dict[str, Values]:
+    """Return the nine metrics of each query.
+
+    :param places: *Shape:* ``(n_queries, limit)``, as :func:`search` gives them.
+    :param query_classes: *Shape:* ``(n_queries,)``, as :func:`match_labels` gives them.
+    :param index_classes: *Shape:* ``(n_index,)``.
+    :param n_relevant: *Shape:* ``(n_queries,)``, as :func:`count_relevant` gives it.
+    """
+    relevance = (index_classes[places] == query_classes[:, None]) & (places >= 0)
+    return metrics_per_query(relevance, (places >= 0).sum(axis=1), n_relevant)
 
 
 def _example(

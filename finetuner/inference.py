@@ -15,7 +15,10 @@ from finetuner.config import Device, workspace_dir
 from finetuner.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
     from finetuner.encoder import Encoder
+    from finetuner.vector_evaluation import VectorEvaluation
 
 
 def list_models() -> list[str]:
@@ -153,6 +156,46 @@ def encode(model: Encoder, data: Any, batch_size: int = 32) -> Any:
 
         data.embeddings = model.encode(read_texts(data), batch_size=batch_size)
     return data
+
+
+def evaluate_vectors(
+    query: NDArray[Any] | str | Path,
+    index: NDArray[Any] | str | Path | None = None,
+    *,
+    query_labels: Sequence[Hashable] | NDArray[Any],
+    index_labels: Sequence[Hashable] | NDArray[Any] | None = None,
+    limit: int = 20,
+    distance: str = "cosine",
+    n_threads: int | None = None,
+    device: str | None = None,
+) -> VectorEvaluation:
+    """Search an index with queries, exactly, and score what is found; the index may be larger than memory.
+
+    :param query: An array, *Shape:* ``(n_queries, dim)``; a file of NumPy or Parquet; or the folder that
+        ``finetuner encode-corpus`` wrote. float32, float16, float64 or int8.
+    :param index: The same; read in blocks. The queries when None, each without itself.
+    :param query_labels: One for each query; vectors of one label are relevant to each other.
+    :param index_labels: One for each vector of the index; left out where ``index`` is.
+    :param limit: Matches a query, at least 1.
+    :param distance: ``cosine``, ``euclidean`` or ``sqeuclidean``.
+    :param n_threads: Each searches a span of the index; as many as there are cores when None.
+    :param device: As in :func:`get_model`; where vectors are multiplied.
+    :returns: ``metrics``, the means over the queries that have something to find; ``n_skipped``, how many
+        have not; ``places`` and ``distances`` of the nearest, *Shape:* ``(n_queries, limit)``.
+    :raises DataNotFoundError: When nothing is at a path.
+    :raises DataError: When vectors cannot be searched, or do not agree with each other or their labels.
+    :raises ConfigError: When an option is out of range.
+    """
+    from finetuner.callback import Distance
+    from finetuner.schema import convert
+    from finetuner.vector_evaluation import SearchOptions
+    from finetuner.vector_evaluation import evaluate_vectors as evaluate
+
+    chosen: Distance = convert(Distance, distance, "distance")
+    options = SearchOptions(limit, chosen, n_threads, choose_device(device))
+    return evaluate(
+        query, index, query_labels=query_labels, index_labels=index_labels, options=options
+    )
 
 
 def cos_sim(a: ArrayLike, b: ArrayLike) -> float:

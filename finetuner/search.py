@@ -2,23 +2,34 @@
 
 All pairs are compared in 32 bit, by one matrix multiplication a block, whose rounding error has a known
 bound. What this leaves as possibly among the nearest, a few vectors more than asked for, is measured in
-64 bit and sorted. So the result is that of sorting 64-bit distances, whatever the blocks and the
-library that multiplies.
+64 bit and sorted. So the result is that of sorting 64-bit distances, whatever the blocks, the threads
+and the library that multiplies.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from finetuner.callback import Distance
-from finetuner.errors import DataError
+from finetuner.config import Device
+from finetuner.inner_products import (
+    Distances,
+    InnerProducts,
+    Multiply,
+    Positions,
+    lengths_of,
+    multiplier,
+)
+from finetuner.vector_index import ArrayIndex, VectorIndex
 
-Vectors = NDArray[np.float32]
-Positions = NDArray[np.int64]
-Distances = NDArray[np.float64]
+Found = tuple[Positions, Distances]
 
 _BLOCK_QUERIES = 256
 _BLOCK_INDEX = 16_384  # with 256 queries, 16 MiB of products
@@ -26,130 +37,97 @@ _BLOCK_PAIRS = 256  # measured at once, so that they stay in the cache
 
 
 def search(
-    query_embeddings: Vectors,
-    index_embeddings: Vectors,
+    query_embeddings: NDArray[Any],
+    index_embeddings: NDArray[Any] | VectorIndex,
     *,
     limit: int,
     distance: Distance = Distance.COSINE,
     own: Positions | None = None,
-) -> tuple[Positions, Distances]:
+    n_threads: int = 1,
+    device: Device = Device.CPU,
+) -> Found:
     """Return the nearest index vectors of each query, nearest first, exactly.
 
     Queries and index go in blocks, so memory grows with neither. Equal distances, such as those of equal
     vectors, are ordered by place in the index.
 
     :param query_embeddings: *Shape:* ``(n_queries, dim)`` float32.
-    :param index_embeddings: *Shape:* ``(n_index, dim)`` float32.
+    :param index_embeddings: *Shape:* ``(n_index, dim)`` float32; or what gives such blocks.
     :param limit: Matches a query, at least 1; fewer when the index is smaller.
     :param distance: What orders the matches. The cosine distance from a vector of zeros is 1.
     :param own: *Shape:* ``(n_queries,)``; an index place to leave out for each query, -1 for none.
+    :param n_threads: Each searches a span of the index, with a block of it in memory; at least 1. With more
+        than one, the multiplications of this process have a thread each meanwhile.
+    :param device: Where blocks are multiplied.
     :returns: Places and distances, *Shape:* ``(n_queries, min(limit, n_index))``. A query whose own
         text leaves too few others has the place -1 and an infinite distance at the end.
     :raises DataError: When an embedding is not finite.
     """
-    n_queries, n_matches = len(query_embeddings), min(limit, len(index_embeddings))
-    places = np.full((n_queries, n_matches), -1, dtype=np.int64)
-    distances = np.full((n_queries, n_matches), np.inf)
-    left_out = np.full(n_queries, -1) if own is None else own
-    for first in range(0, len(index_embeddings), _BLOCK_INDEX):
-        index = index_embeddings[first : first + _BLOCK_INDEX]
-        products = _InnerProducts.create(index, distance)
-        for start in range(0, n_queries, _BLOCK_QUERIES):
-            block = slice(start, start + _BLOCK_QUERIES)
-            queries = query_embeddings[block]
-            rows, columns = products.candidates(queries, n_matches, left_out[block] - first)
-            measured = _measure(queries, index, rows, columns, distance)
-            places[block], distances[block] = _merge(
-                places[block], distances[block], rows, columns + first, measured
-            )
-    return places, distances
+    index = index_embeddings
+    if isinstance(index, np.ndarray):
+        index = ArrayIndex(index)
+    left_out = np.full(len(query_embeddings), -1) if own is None else own
+    n_matches = min(limit, index.n_vectors)
+    with multiplier(device) as multiply:
+        spans = _Spans(query_embeddings, index, n_matches, distance, left_out, multiply)
+        if n_threads == 1:
+            return spans.search(0, index.n_vectors)
+        ends = np.linspace(0, index.n_vectors, n_threads + 1).astype(np.int64).tolist()
+        # A multiplication that takes all cores itself would wait for those of the other spans.
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(n_threads) as pool:
+            found = list(pool.map(lambda span: spans.search(*span), pairwise(ends)))
+    return _nearest(found)
 
 
 @dataclass(frozen=True)
-class _InnerProducts:
-    """A block of the index, moved and scaled so that a query's largest inner product is its nearest.
+class _Spans:
+    """What is asked of each span of the index.
 
-    ``|q - x|²`` falls as ``(q - c)·(x - c) - |x - c|²/2`` grows, an inner product with one component
-    more; the cosine distance of vectors of length one is half of it. The centre c makes the numbers,
-    and so their rounding errors, as small as the vectors differ: a model may give all texts nearly
-    the same vector. Both sides are scaled to at most length one.
-
-    :param vectors: *Shape:* ``(n_index, dim + 1)`` float32, none longer than one.
-    :param centre: *Shape:* ``(dim,)`` float64.
-    :param last: What a query has as its last component.
+    :param queries: *Shape:* ``(n_queries, dim)``.
+    :param index: What is searched.
+    :param n_matches: Matches a query.
     :param distance: What orders the matches.
+    :param left_out: *Shape:* ``(n_queries,)``; as ``own`` of :func:`search`.
+    :param multiply: What multiplies.
     """
 
-    vectors: Vectors
-    centre: NDArray[np.float64]
-    last: float
+    queries: NDArray[Any]
+    index: VectorIndex
+    n_matches: int
     distance: Distance
+    left_out: Positions
+    multiply: Multiply
 
-    @classmethod
-    def create(cls, index: Vectors, distance: Distance) -> _InnerProducts:
-        vectors = _comparable(index, distance)
-        is_zero = ~vectors.any(axis=1)
-        centre = vectors.mean(axis=0)
-        vectors -= centre
-        # Any value does; this one makes the new component no larger than the others.
-        last = float(_lengths(vectors).max()) / 2
-        squares = np.vecdot(vectors, vectors)
-        if distance is Distance.COSINE:
-            squares[is_zero] += 1  # what their length lacks
-        vectors = np.column_stack([vectors, squares / (-2 * last)])
-        vectors /= _lengths(vectors).max()
-        return cls(vectors.astype(np.float32), centre, last, distance)
-
-    def _reduce(self, queries: Vectors) -> Vectors:
-        vectors = _comparable(queries, self.distance) - self.centre
-        vectors = np.column_stack([vectors, np.full(len(queries), self.last)])
-        return (vectors / _lengths(vectors)).astype(np.float32)
-
-    def candidates(
-        self, queries: Vectors, k: int, left_out: Positions
-    ) -> tuple[Positions, Positions]:
-        """Return rows and columns of all pairs that may be among the k nearest, sorted by row.
-
-        A sum of n products of unit vectors, in any order, is off by at most ``n * eps / 2`` (Higham,
-        Accuracy and Stability of Numerical Algorithms, 3.1), rounding the vectors by ``eps`` more.
-        Of the k nearest, none then lies more than twice that below the k-th largest product.
-
-        :param left_out: A column for each query; none where it lies outside the block.
-        """
-        products = self._reduce(queries) @ self.vectors.T
-        n_index = products.shape[1]
-        rows = np.flatnonzero((left_out >= 0) & (left_out < n_index))
-        products[rows, left_out[rows]] = -np.inf
-        place = max(n_index - k, 0)
-        kth = np.partition(products, place, axis=1)[:, place]
-        slack = (self.vectors.shape[1] + 8) * np.finfo(np.float32).eps
-        # Below -1 there is only what is left out.
-        floor = np.maximum(kth - slack, np.float32(-2))
-        return np.divmod(np.flatnonzero(products >= floor[:, None]), n_index)
-
-
-def _comparable(vectors: Vectors, distance: Distance) -> NDArray[np.float64]:
-    """Return a copy in 64 bit; for the cosine distance, of length one."""
-    copy = vectors.astype(np.float64)
-    lengths = _lengths(copy)
-    if not np.isfinite(lengths).all():
-        raise DataError(
-            "the model gives embeddings that are not finite, which no search can order; "
-            "train with a lower learning rate"
-        )
-    if distance is Distance.COSINE:
-        copy /= lengths
-    return copy
-
-
-def _lengths(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return each vector's length as a column, 1 for a vector of zeros."""
-    lengths = np.sqrt(np.vecdot(vectors, vectors, dtype=np.float64))[:, None]
-    return np.where(lengths == 0, 1.0, lengths)
+    def search(self, start: int, stop: int) -> Found:
+        """Return the nearest of the places from ``start`` to before ``stop``."""
+        n_queries = len(self.queries)
+        places = np.full((n_queries, self.n_matches), -1, dtype=np.int64)
+        distances = np.full((n_queries, self.n_matches), np.inf)
+        for first, vectors in self.index.blocks(start, stop, _BLOCK_INDEX):
+            products = InnerProducts.create(vectors, self.distance)
+            for begin in range(0, n_queries, _BLOCK_QUERIES):
+                block = slice(begin, begin + _BLOCK_QUERIES)
+                queries = self.queries[block]
+                rows, columns = products.candidates(
+                    queries,
+                    self.n_matches,
+                    self.left_out[block] - first,
+                    farthest=distances[block, -1],
+                    multiply=self.multiply,
+                )
+                measured = _measure(queries, vectors, rows, columns, self.distance)
+                places[block], distances[block] = _merge(
+                    places[block], distances[block], rows, columns + first, measured
+                )
+        return places, distances
 
 
 def _measure(
-    queries: Vectors, index: Vectors, rows: Positions, columns: Positions, distance: Distance
+    queries: NDArray[Any],
+    index: NDArray[Any],
+    rows: Positions,
+    columns: Positions,
+    distance: Distance,
 ) -> Distances:
     """Return the 64-bit distance of each pair, the same for equal vectors wherever they lie."""
     measured = np.empty(len(rows))
@@ -158,12 +136,22 @@ def _measure(
         left = queries[rows[block]].astype(np.float64)
         right = index[columns[block]].astype(np.float64)
         if distance is Distance.COSINE:
-            lengths = _lengths(left)[:, 0] * _lengths(right)[:, 0]
+            lengths = lengths_of(left)[:, 0] * lengths_of(right)[:, 0]
             measured[block] = 1 - np.vecdot(left, right) / lengths
         else:
             left -= right
             measured[block] = np.vecdot(left, left)
     return np.sqrt(measured) if distance is Distance.EUCLIDEAN else measured
+
+
+def _nearest(found: list[Found]) -> Found:
+    """Return the nearest of what several spans gave."""
+    (places, distances), *others = found
+    for more_places, more_distances in others:
+        rows, columns = np.nonzero(more_places >= 0)
+        new = more_places[rows, columns], more_distances[rows, columns]
+        places, distances = _merge(places, distances, rows, *new)
+    return places, distances
 
 
 def _merge(
@@ -172,7 +160,7 @@ def _merge(
     rows: Positions,
     new_places: Positions,
     new_distances: Distances,
-) -> tuple[Positions, Distances]:
+) -> Found:
     """Keep the nearest of what was found so far, *Shape:* ``(n_queries, k)``, and of new pairs."""
     n_queries, k = places.shape
     all_rows = np.concatenate([np.repeat(np.arange(n_queries), k), rows])

@@ -43,3 +43,16 @@ def test_half_a_minute_of_mixed_load_loses_nothing():
         # Connections of the eight clients come and go.
         assert row["n_files_last"] <= row["n_files_first"] + 16
         assert row["n_threads_last"] <= row["n_threads_first"] + 8
+
+
+@pytest.mark.slow
+def test_a_search_finds_what_was_planted():
+    """The script checks places and metrics itself."""
+    command = [sys.executable, str(_BENCHMARKS / "search.py"), "--rows", "60000", "--queries", "50"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    kinds = [("Parquet", 6000), ("NumPy", 6000), ("NumPy", 60_000)]
+    assert [(row["index"], row["n_rows"]) for row in rows] == [k for k in kinds for _ in range(2)]
+    assert {row["metrics"]["reciprocal_rank"] for row in rows} == {1.0}
+    assert all(row["cpu_s"] > 0 for row in rows)
