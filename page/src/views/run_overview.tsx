@@ -83,7 +83,7 @@ function Metric({ metric: { name, before, after, best, best_epoch } }: { metric:
       <Figure name={capital(words(name))}>{fixed(after)}</Figure>
       <Figure name="Before training">{fixed(before)}</Figure>
       <Figure name="Change">{change(before, after)}</Figure>
-      <Figure name="Best">{fixed(best)} in epoch {number(best_epoch)}</Figure>
+      <Figure name={`Best, epoch ${number(best_epoch)}`}>{fixed(best)}</Figure>
     </dl>
   );
 }
