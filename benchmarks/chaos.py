@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
 from chaos_checks import check_runs, n_resumes
 from chaos_clients import Clients
 from chaos_faults import FAULTS
@@ -162,7 +163,9 @@ def check_end(storm: Storm, clients: Clients) -> list[str]:
     if code != 0:
         storm.broken.append(f"SIGTERM ended the service with {code}")
     scratch = storm.service.temporary.parent
-    storm.broken += [f"a process is left: {p.pid} {p.cmdline()}" for p in processes_over(scratch)]
+    # Python's resource tracker ends a moment after the process that it has tracked.
+    _, left = psutil.wait_procs(processes_over(scratch), timeout=10)
+    storm.broken += [f"a process is left: {p.pid} {p.cmdline()}" for p in left]
     storm.broken += [f"port {port} is still open" for port in storm.service.listening_ports()]
     store = RunStore(storm.volume.path)
     return [*storm.broken, *ledger.broken, *check_runs(store, ledger, storm.torn)]

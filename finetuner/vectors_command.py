@@ -39,6 +39,8 @@ def evaluate_vectors(
     \b
     finetuner evaluate-vectors query.npy vectors/ \\
         --query-labels query-labels.txt --index-labels index-labels.txt
+    finetuner evaluate-vectors query.npy index.npy --json \\
+        --query-labels query-labels.txt --index-labels index-labels.txt
     """
     # Late: torch takes seconds to load, and --help needs none of it.
     from finetuner.inference import evaluate_vectors as evaluate

@@ -118,6 +118,16 @@ def test_a_run_one_of_whose_processes_is_killed_goes_on(service, request_of, tmp
     assert len(_losses(run)) == 120
 
 
+def test_a_run_at_work_can_be_cancelled(service, request_of, tmp_path):
+    run = submit(request_of("long", epochs=1000, n_processes=2), tmp_path)
+    service.wake()
+    wait_until(lambda: len(_losses(run)) > 3)
+    service.cancel(run)
+    wait_until(lambda: run.state().status.is_terminal and not service._workers)
+    assert [state.status for state in run.history()] == ["CREATED", "STARTED", "CANCELLED"]
+    wait_until(lambda: not any(_is_rank(p, "1", run) for p in psutil.process_iter()))
+
+
 def test_a_run_whose_node_is_lost_goes_on_on_another_and_ends_as_a_local_one(
     cluster, service, request_of, tmp_path, work
 ):
@@ -136,16 +146,6 @@ def test_a_run_whose_node_is_lost_goes_on_on_another_and_ends_as_a_local_one(
     assert run.state().n_interruptions == 1
     assert _losses(run) == pytest.approx(_losses(local), rel=1e-4)
     assert run.metrics()["epochs"] == local.metrics()["epochs"]
-
-
-def test_a_run_at_work_can_be_cancelled(service, request_of, tmp_path):
-    run = submit(request_of("long", epochs=1000, n_processes=2), tmp_path)
-    service.wake()
-    wait_until(lambda: len(_losses(run)) > 3)
-    service.cancel(run)
-    wait_until(lambda: run.state().status.is_terminal and not service._workers)
-    assert [state.status for state in run.history()] == ["CREATED", "STARTED", "CANCELLED"]
-    wait_until(lambda: not any(_is_rank(p, "1", run) for p in psutil.process_iter()))
 
 
 def test_a_run_without_room_says_what_it_waits_for_and_can_be_cancelled(
