@@ -103,7 +103,7 @@ function Queries({ byCaption }: { byCaption: Record<string, Changed[]> }) {
           </label>
         </div>
         <p class="quiet" role="status">{verdictOf(found, all.length)}</p>
-        <p class="quiet"><small>✓ marks a hit: a result with the query's label. An arrow says how far a result came up or went down, the number behind it is its distance to the query.</small></p>
+        <p class="quiet"><small>✓ marks a hit: a result with the query's label. A query has gained when its hits came in or went up, anywhere among its results. An arrow says how far a result came up or went down, the number behind it is its distance to the query.</small></p>
       </Card>
       <div class="stack near" ref={list}>
         {found.slice(0, n_shown).map((change, place) => (
