@@ -1,8 +1,6 @@
 """Runs on a Ray cluster of three nodes on this machine: one is lost on the way, and two train together."""
 
-import json
 import os
-import shutil
 import time
 from contextlib import suppress
 
@@ -39,23 +37,12 @@ def cluster():
 
 
 @pytest.fixture
-def model(tiny_model_folder, tmp_path):
-    """The tiny model without dropout, which two processes cannot draw as one does."""
-    folder = tmp_path / "models" / "tiny"
-    shutil.copytree(tiny_model_folder, folder)
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (folder / "config.json").write_text(json.dumps(config))
-    return str(folder)
-
-
-@pytest.fixture
-def request_of(model, tiny_labelled):
+def request_of(model_without_dropout, tiny_labelled):
     rows = list(tiny_labelled.rows())
 
     def request_of(name, **changes):
         return {
-            "model": model,
+            "model": model_without_dropout,
             "run_name": name,
             "train_data": rows,
             "loss": "SupConLoss",

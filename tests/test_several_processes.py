@@ -1,6 +1,5 @@
 """A run whose worker is several processes ends as one process's run does."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -19,17 +18,6 @@ pytestmark = pytest.mark.slow
 _TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-@pytest.fixture
-def model(tiny_model_folder, tmp_path):
-    """The tiny model without dropout, which two processes cannot draw as one does."""
-    folder = tmp_path / "models" / "tiny"
-    shutil.copytree(tiny_model_folder, folder)
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (folder / "config.json").write_text(json.dumps(config))
-    return str(folder)
-
-
 def _work(run, launcher=()):
     return subprocess.run(
         [sys.executable, *launcher, "-m", "finetuner.worker", str(run.folder)],
@@ -45,10 +33,10 @@ def _weights(run):
         return load_model(folder).model.state_dict()
 
 
-def test_two_processes_train_what_one_trains(model, tiny_labelled, tmp_path):
+def test_two_processes_train_what_one_trains(model_without_dropout, tiny_labelled, tmp_path):
     rows = list(tiny_labelled.rows())
     request = {
-        "model": model,
+        "model": model_without_dropout,
         "train_data": rows,
         "val_split": 0.2,
         "loss": "SupConLoss",
@@ -74,10 +62,14 @@ def test_two_processes_train_what_one_trains(model, tiny_labelled, tmp_path):
         torch.testing.assert_close(weights, expected[name], atol=1e-5, rtol=1e-4)
 
 
-def test_a_failure_in_all_processes_is_told(model, tiny_labelled, tmp_path):
-    request = {"model": model, "train_data": list(tiny_labelled.rows()), "device": "cpu"}
+def test_a_failure_in_all_processes_is_told(model_without_dropout, tiny_labelled, tmp_path):
+    request = {
+        "model": model_without_dropout,
+        "train_data": list(tiny_labelled.rows()),
+        "device": "cpu",
+    }
     run = submit(request, tmp_path)
-    shutil.rmtree(model)
+    shutil.rmtree(model_without_dropout)
     assert _work(run, _TORCHRUN).returncode != 0
     state = Run(run.folder).state()
     assert state.status is Status.FAILED

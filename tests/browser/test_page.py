@@ -314,7 +314,7 @@ def test_the_page_goes_on_after_a_restart(tmp_path, tiny_model_folder, open_page
     with serving(workspace, tmp_path) as first:
         _fit(first, "long", epochs=1_000, batch_size=4)
         page = open_page(first, "#/runs/default/long")
-        page.get_by_role("log").wait_for(timeout=60_000)  # its worker starts first
+        page.get_by_role("log").wait_for()
         lines_before = page.get_by_role("log").inner_text().splitlines()
         first.stop()
         page.get_by_text("The service does not answer").wait_for(timeout=30_000)

@@ -42,7 +42,7 @@ def run_script(code_or_path, environment, folder):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=480,
+        timeout=300,
     )
 
 

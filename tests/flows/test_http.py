@@ -119,6 +119,7 @@ def test_fit_over_grpc(server):
 
 
 def test_client_from_fit_to_vectors(server, tmp_path):
+    before = [e.name for e in finetuner.list_experiments()]  # of other tests: they share the server
     pushed = DocumentArray([Document(text=t, tags={"finetuner_label": n}) for t, n in ROWS])
     pushed.push("me/train.da")
     assert "me/train.da" in DocumentArray.cloud_list()
@@ -152,7 +153,8 @@ def test_client_from_fit_to_vectors(server, tmp_path):
         for is_onnx in (False, True)
     ]
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-4)
-    assert {"default", "exp"} <= {e.name for e in finetuner.list_experiments()}
+    experiments = [e.name for e in finetuner.list_experiments()]
+    assert experiments == sorted({*before, "exp"})
     assert [r.name for r in finetuner.get_experiment("exp").list_runs()] == ["client"]
     finetuner.delete_run("client", "exp")
     assert finetuner.list_runs("exp") == []
