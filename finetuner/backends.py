@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 Vectors = NDArray[np.float32]
 Embed = Callable[[Inputs], Vectors]
 _CUDA = "CUDAExecutionProvider"
+_OUTPUT = "sentence_embedding"
+logger = logging.getLogger(__name__)
 
 
 class Backend(StrEnum):
@@ -104,17 +108,25 @@ def _fastest(device: Device) -> EncoderPrecision:
     return EncoderPrecision.FP16 if found == torch.device("cuda") else EncoderPrecision.FP32
 
 
-def halve_matrices(model: EmbeddingModel, precision: EncoderPrecision) -> None:
-    """Keep the matrices in 16 bits, which autocast would make of them anew for each batch.
+def prepare(model: EmbeddingModel, precision: EncoderPrecision) -> None:
+    """Change a model that will only embed into what embeds fastest.
 
-    :param model: Changed in place: its linear layers; vectors under autocast stay as they were.
-    :param precision: ``bf16`` or ``fp16``.
+    :param model: Changed in place, on the device where it stays. In 16 bit its matrices are kept so, which
+        autocast would make anew for each batch, and on a GPU no padding is computed.
+    :param precision: ``fp32``, which changes nothing, ``bf16`` or ``fp16``.
     """
     import torch
 
+    from finetuner.unpadded import can_unpad, unpad_attention
+
+    dtype = _dtype(precision)
+    if dtype is None:
+        return
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
-            module.to(_dtype(precision))
+            module.to(dtype)
+    if can_unpad(model):
+        unpad_attention(model)
 
 
 def _dtype(precision: EncoderPrecision) -> Any:
@@ -127,26 +139,35 @@ def _dtype(precision: EncoderPrecision) -> Any:
 def torch_embed(model: EmbeddingModel, precision: EncoderPrecision) -> Embed:
     """Return what embeds with a torch model as it is now, on the device where it is.
 
-    :param model: Put into evaluation mode for each batch.
+    :param model: Put into evaluation mode for each batch. One that
+        :func:`finetuner.unpadded.unpad_attention` made ready is embedded without padding.
     :param precision: ``fp32``, ``bf16`` or ``fp16``; the last two by autocast, the sums in fp32.
     :raises ConfigError: When the hardware lacks it.
     """
     import torch
 
     from finetuner.device import resolve_precision
+    from finetuner.unpadded import embed_unpadded, is_unpadded
 
     device = next(model.parameters()).device
     resolve_precision(Precision(precision.value), device)
     dtype = _dtype(precision)
+    forward = partial(embed_unpadded if is_unpadded(model) else _embed_padded, model)
 
     def embed(inputs: Inputs) -> Vectors:
         model.eval()
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
-            tensors = [torch.from_numpy(array).to(device) for array in inputs.values()]
-            _, vectors = model(*tensors)
-            return vectors.float().cpu().numpy()  # type: ignore[no-any-return]  # a module's call is Any
+            return forward(inputs).float().cpu().numpy()
 
     return embed
+
+
+def _embed_padded(model: EmbeddingModel, inputs: Inputs) -> Any:
+    import torch
+
+    device = next(model.parameters()).device
+    _, vectors = model(*(torch.from_numpy(array).to(device) for array in inputs.values()))
+    return vectors
 
 
 def onnx_embed(
@@ -166,17 +187,42 @@ def onnx_embed(
     options.intra_op_num_threads = n_threads or len(os.sched_getaffinity(0))
     # Its threads spin while a batch runs, a third faster than sleeping, and sleep after its end.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    providers = ["CPUExecutionProvider"]
+    providers: list[Any] = ["CPUExecutionProvider"]
     if device is Device.CUDA and _CUDA in onnxruntime.get_available_providers():
-        providers.insert(0, _CUDA)
+        onnxruntime.preload_dlls()  # those that came with torch, if the system has none
+        # Else it multiplies fp32 in TF32, which has the ten bits of fp16.
+        providers.insert(0, (_CUDA, {"use_tf32": "0"}))
     session = onnxruntime.InferenceSession(graph.read_bytes(), options, providers=providers)
+    if _CUDA in session.get_providers():
+        return _on_gpu(session), "cuda"
+    if device is Device.CUDA:
+        logger.warning(
+            "device='cuda' was asked for, but ONNX Runtime has no GPU here: using the CPU; install "
+            "finetuner-flow[gpu] in place of [cpu]"
+        )
 
     def embed(inputs: Inputs) -> Vectors:
-        (vectors,) = session.run(["sentence_embedding"], inputs)
+        (vectors,) = session.run([_OUTPUT], inputs)
         return vectors  # type: ignore[no-any-return]  # onnxruntime has no types
 
-    used = "cuda" if _CUDA in session.get_providers() else "cpu"
-    return (_one_by_one(embed) if is_one_by_one else embed), used
+    return (_one_by_one(embed) if is_one_by_one else embed), "cpu"
+
+
+def _on_gpu(session: Any) -> Embed:
+    """Embed on a GPU: the inputs are put there, and the vectors alone come back."""
+    import onnxruntime
+
+    def embed(inputs: Inputs) -> Vectors:
+        binding = session.io_binding()
+        for name, array in inputs.items():
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", 0)
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_output(_OUTPUT)
+        session.run_with_iobinding(binding)
+        (vectors,) = binding.copy_outputs_to_cpu()
+        return vectors  # type: ignore[no-any-return]  # onnxruntime has no types
+
+    return embed
 
 
 def _one_by_one(embed: Embed) -> Embed:

@@ -18,8 +18,8 @@ from finetuner.backends import (
     EncoderPrecision,
     Vectors,
     choose,
-    halve_matrices,
     onnx_embed,
+    prepare,
     torch_embed,
 )
 from finetuner.config import Device
@@ -240,6 +240,5 @@ def _load_torch(
     )
     loaded = load_model(folder, options)
     loaded.model.to(resolve_device(device)[0])
-    if precision is not EncoderPrecision.FP32:
-        halve_matrices(loaded.model, precision)
+    prepare(loaded.model, precision)
     return torch_encoder(loaded, name=manifest.run_name, precision=precision)

@@ -161,18 +161,27 @@ class EmbeddingModel(nn.Module):
         """Embed one batch.
 
         :param inputs: In the order of :attr:`input_names`, each *Shape:* ``(batch, seq)`` int64.
-        :returns: Token vectors, *Shape:* ``(batch, seq, width)``, and text vectors, *Shape:*
-            ``(batch, dim)`` float32 whatever the autocast: losses in 16 bit are off by a tenth.
+        :returns: Token vectors, *Shape:* ``(batch, seq, width)``, and text vectors as of :meth:`pool`.
         """
         named = dict(zip(self.input_names, inputs, strict=True))
         token_embeddings = self.backbone(**named).last_hidden_state
+        return token_embeddings, self.pool(token_embeddings, named["attention_mask"])
+
+    def pool(self, token_embeddings: Tensor, attention_mask: Tensor) -> Tensor:
+        """Make text vectors of token vectors.
+
+        :param token_embeddings: *Shape:* ``(batch, seq, width)``.
+        :param attention_mask: *Shape:* ``(batch, seq)``; 1 for a token, 0 for padding.
+        :returns: *Shape:* ``(batch, dim)`` float32 whatever the autocast: losses in 16 bit are off by a
+            tenth.
+        """
         with torch.autocast(token_embeddings.device.type, enabled=False):
-            pooled = POOLERS[self.pooler](token_embeddings.float(), named["attention_mask"])
+            pooled = POOLERS[self.pooler](token_embeddings.float(), attention_mask)
             if self.head is not None:
                 pooled = self.head(pooled)
             if self.normalize:
                 pooled = nn.functional.normalize(pooled, dim=1)
-        return token_embeddings, pooled
+        return pooled
 
 
 @dataclass(frozen=True)

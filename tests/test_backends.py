@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from finetuner.artifact import Manifest, VariantFigures
-from finetuner.backends import Backend, EncoderPrecision, choose, halve_matrices, torch_embed
+from finetuner.backends import Backend, EncoderPrecision, choose, prepare, torch_embed
 from finetuner.config import Device, OnnxVariant
 from finetuner.device import has_fast_bf16
 from finetuner.encoder import torch_encoder
@@ -106,7 +106,7 @@ def test_bf16_is_near_to_fp32_and_float32_comes_out(tiny_model_folder):
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(40), abs=1e-5)
     assert not np.array_equal(vectors, expected)
     assert (vectors * expected).sum(axis=1).min() >= 0.9999
-    halve_matrices(loaded.model, BF16)
+    prepare(loaded.model, BF16)
     dtypes = {name: weight.dtype for name, weight in loaded.model.named_parameters()}
     assert dtypes["backbone.encoder.layer.0.attention.self.query.weight"] is torch.bfloat16
     assert dtypes["backbone.embeddings.word_embeddings.weight"] is torch.float32

@@ -59,6 +59,7 @@ ORDER = (
         "model_folder",
         "head",
         "models",
+        "unpadded",
     ),
     *("adaptation", "batching", "losses", "pair_losses", "objective", "optimization"),
     *("validation_split", "training_set", "gradients", "collapse", "hard_negatives", "checkpoint"),
