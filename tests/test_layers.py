@@ -16,6 +16,7 @@ _MAX_FUNCTION_LINES = 50
 ORDER = (
     *(
         "errors",
+        "put_off",
         "schema",
         "names",
         "callback",
