@@ -12,11 +12,10 @@ from __future__ import annotations
 __version__ = "0.1.0"
 
 import os
+from typing import TYPE_CHECKING, Any
 
 # ONNX Runtime 1.32 reports to its maker from every machine, unless this is set before it loads.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-from docarray import Document, DocumentArray
 
 from finetuner import callback
 from finetuner.alias_verbs import (
@@ -60,6 +59,9 @@ from finetuner.inference import (
     list_models,
 )
 from finetuner.run import Run
+
+if TYPE_CHECKING:
+    from docarray import Document, DocumentArray
 
 __all__ = [
     "CSVOptions",
@@ -105,3 +107,13 @@ __all__ = [
 ]
 
 point_docarray_here()
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Give what is docarray's: half a second to import, and no worker and few commands need it."""
+        if name not in ("Document", "DocumentArray"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import docarray
+
+        return getattr(docarray, name)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import io
 import tempfile
 from pathlib import Path
-from typing import Any
-
-from docarray import DocumentArray
+from typing import TYPE_CHECKING, Any
 
 from finetuner.client import Client, data_path
 from finetuner.csv_file import CSVOptions, write_csv
 from finetuner.errors import DataError
 from finetuner.experiment import Data, wire_data
 from finetuner.pairs import Texts, read_rows
+
+if TYPE_CHECKING:
+    from docarray import DocumentArray
 
 _client = Client()
 
@@ -52,6 +53,8 @@ def pull_data(name: str) -> DocumentArray:
 
     :raises DataNotFoundError: When nothing has the name.
     """
+    from docarray import DocumentArray
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "documents"
         _client.download(data_path(name), path)

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from docarray import DocumentArray
-
 from finetuner.client import Client, experiment_path, run_path
 from finetuner.csv_file import CSVOptions, read_csv
 from finetuner.errors import ConfigError
-from finetuner.pairs import read_documents
+from finetuner.pairs import are_documents, read_documents
 from finetuner.run import Run
 
 # What data may be: a stored name, a CSV path or open file, a DocumentArray, or rows.
@@ -123,7 +121,7 @@ def wire_data(data: Data, csv_options: CSVOptions | None) -> Any:
     :raises DataError: When a CSV or a DocumentArray cannot be used.
     :raises ConfigError: When it is none of these.
     """
-    if isinstance(data, DocumentArray):
+    if are_documents(data):
         return list(read_documents(data).rows())
     if isinstance(data, str) and not Path(data).is_file():
         return data

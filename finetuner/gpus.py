@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-import torch
-
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -15,6 +13,8 @@ def visible_gpus() -> tuple[str, ...]:
     named = os.environ.get(VISIBLE)
     if named is not None:
         return tuple(name.strip() for name in named.split(",") if name.strip())
+    import torch  # seconds; a machine of several GPUs names them
+
     return tuple(str(number) for number in range(torch.cuda.device_count()))
 
 

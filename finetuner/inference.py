@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from docarray import DocumentArray
 from numpy.typing import ArrayLike, NDArray
 
 from finetuner.backbones import BACKBONES
 from finetuner.config import Device, workspace_dir
 from finetuner.errors import ConfigError
+from finetuner.pairs import are_documents
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -149,7 +149,7 @@ def encode(model: Encoder, data: Any, batch_size: int = 32) -> Any:
     :returns: The DocumentArray, or *Shape:* ``(n_texts, dim)`` float32; ``(0, dim)`` for no texts.
     :raises DataError: When a document has no text, or an item is no string.
     """
-    if not isinstance(data, DocumentArray):
+    if not are_documents(data):
         return model.encode(data, batch_size=batch_size)
     if len(data):
         from finetuner.wire import read_texts

@@ -9,18 +9,22 @@ a batch is refused that the loss would need more memory for than a machine has.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from pytorch_metric_learning import distances as pml_distances
-from pytorch_metric_learning import losses as pml_losses
-from pytorch_metric_learning import miners as pml_miners
-from pytorch_metric_learning import reducers as pml_reducers
-from pytorch_metric_learning import regularizers as pml_regularizers
 from torch import Tensor, nn
 
 from finetuner.errors import ConfigError
+from finetuner.put_off import put_off
 from finetuner.schema import nearest
+
+# For a function that no loss calls: seven tenths of a second.
+with put_off("scipy.stats"):
+    from pytorch_metric_learning import distances as pml_distances
+    from pytorch_metric_learning import losses as pml_losses
+    from pytorch_metric_learning import miners as pml_miners
+    from pytorch_metric_learning import reducers as pml_reducers
+    from pytorch_metric_learning import regularizers as pml_regularizers
 
 
 def _named(module: Any, names: str) -> dict[str, Any]:
@@ -141,7 +145,7 @@ def check_loss_name(name: str, known: Mapping[str, Any]) -> None:
     check_name("loss", name, known)
 
 
-def check_name(kind: str, name: str, known: Mapping[str, Any]) -> None:
+def check_name(kind: str, name: str, known: Collection[str]) -> None:
     """Refuse a name that is not known.
 
     :raises ConfigError: With near names and all that are known.

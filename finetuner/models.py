@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,13 @@ from finetuner.model_folder import (
     write_stages,
 )
 from finetuner.pooling import POOLERS, Pooler
+from finetuner.put_off import put_off
 from finetuner.schema import documented, read
 from finetuner.tokens import INPUT_NAMES, TextTokenizer
+
+# For the losses of detectors in pictures, which come with every model: half a second.
+with suppress(ImportError), put_off("scipy.optimize", "linear_sum_assignment"):
+    import transformers.loss.loss_utils  # noqa: F401
 
 transformers_logging.disable_progress_bar()
 

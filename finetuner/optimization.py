@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import SchedulerType, get_scheduler
 
 from finetuner.config import DEFAULT_LOSS_LEARNING_RATE, RunConfig
 from finetuner.errors import ConfigError
@@ -30,10 +29,10 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     )
 }
 # These two follow a measured value, which a step does not have.
-_METRIC_SCHEDULERS = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+_METRIC_SCHEDULERS = ("reduce_lr_on_plateau", "greedy")
 # transformers takes no options for these, and drops them without a word.
-_PLAIN_SCHEDULERS = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
-SCHEDULERS = {member.value: member for member in SchedulerType if member not in _METRIC_SCHEDULERS}
+_PLAIN_SCHEDULERS = ("constant", "constant_with_warmup")
+_CONSTANT = "constant"
 
 
 def build_optimizer(
@@ -91,8 +90,14 @@ def build_scheduler(
     :param n_steps: Steps of the scheduler in the whole run.
     :raises ConfigError: When the name or an option is unknown, or a value is refused.
     """
-    name = config.scheduler or SchedulerType.CONSTANT.value
-    check_name("scheduler", name, SCHEDULERS)
+    if config.scheduler is None and not config.scheduler_options:
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    # With these come all of peft, where that is installed.
+    from transformers import SchedulerType, get_scheduler
+
+    name = config.scheduler or _CONSTANT
+    known = [member.value for member in SchedulerType if member.value not in _METRIC_SCHEDULERS]
+    check_name("scheduler", name, known)
     options = dict(config.scheduler_options)
     step = options.pop("scheduler_step", "batch")
     if step not in ("batch", "epoch"):

@@ -6,10 +6,11 @@ text that does not, though it may look so; ``sentence1, sentence2, score`` give 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import orjson
@@ -137,6 +138,15 @@ def _score(value: object, where: str) -> float:
     if isinstance(value, bool) or not abs(score) <= _MAX_SCORE:  # of NaN too nothing is true
         raise DataError(f"{where}: the score must be a finite number, got `{value!r}`"[:200])
     return score
+
+
+def are_documents(data: Any) -> TypeGuard[DocumentArray]:
+    """Whether data are a DocumentArray, which nobody can have while docarray is not loaded.
+
+    :param data: Anything.
+    """
+    kind = getattr(sys.modules.get("docarray"), "DocumentArray", None)
+    return kind is not None and isinstance(data, kind)
 
 
 def read_documents(documents: DocumentArray) -> Texts:

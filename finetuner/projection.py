@@ -7,7 +7,6 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
 from finetuner.callback import Distance
@@ -58,6 +57,8 @@ def principal_plane(vectors: Vectors) -> Plane:
 
 def _axes(centred: Points) -> Points:
     """Return the two first principal axes as columns; one where there is but one dimension."""
+    import scipy.linalg  # a third of a second
+
     n, dim = centred.shape
     if n <= dim:
         axes = scipy.linalg.svd(centred, full_matrices=False)[2][:2].T
@@ -80,6 +81,8 @@ def turned(points: Points, onto: Points) -> Points:
     :param points: *Shape:* ``(n, 2)``, their mean at 0.
     :param onto: The same texts elsewhere, in the same order.
     """
+    import scipy.linalg
+
     rotation, _ = scipy.linalg.orthogonal_procrustes(points, onto)
     return np.asarray(points @ rotation)
 

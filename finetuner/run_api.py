@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,6 @@ from finetuner.errors import (
 )
 from finetuner.json_lines import read_page
 from finetuner.pairs import read_documents
-from finetuner.request_check import check_request
 from finetuner.run_metrics import METRICS_FILE
 from finetuner.run_parameters import (
     ExperimentName,
@@ -33,9 +33,7 @@ from finetuner.runs import STEPS_FILE, Run
 from finetuner.schema import read
 from finetuner.space import Space
 from finetuner.states import Actor, Status, check_step
-from finetuner.submission import submit_once
 from finetuner.supervisor import Supervisor
-from finetuner.training import check_training
 
 if TYPE_CHECKING:
     from docarray import DocumentArray
@@ -66,9 +64,24 @@ class RunAPI:
         self._records = RunRecords()
         self._supervisor = supervisor
         self._allow_cpu_fallback = allow_cpu_fallback
-        # The first optimizer that a process makes imports a second's worth of torch; `fit` answers
-        # within one.
-        check_training(RunConfig(model=""))
+        self._loading, self._is_loaded = threading.Lock(), False
+        # What needs no torch is answered meanwhile.
+        threading.Thread(target=self._load, name="loading", daemon=True).start()
+
+    def _load(self) -> None:
+        """Import what looks at a fit request, which takes seconds, or wait until that is done.
+
+        One thread at a time: where modules import each other, two would see them half made.
+        """
+        with self._loading:
+            if self._is_loaded:
+                return
+            import finetuner.request_check  # noqa: F401
+            from finetuner.training import check_training
+
+            # The first optimizer that a process makes imports a second's worth of torch.
+            check_training(RunConfig(model=""))
+            self._is_loaded = True
 
     def request_of(self, docs: DocumentArray, parameters: dict[str, Any]) -> dict[str, Any]:
         """Return the fit request of documents with parameters, as gRPC clients send it."""
@@ -81,6 +94,9 @@ class RunAPI:
     def fit(self, request: dict[str, Any]) -> dict[str, Any]:
         """Create a run and put it into the queue, or find the one that this request has made before."""
         self._store.check_there()  # or the run would lie where the volume comes back over it
+        self._load()
+        from finetuner.submission import submit_once
+
         submitted = submit_once(request, self._space, allow_cpu_fallback=self._allow_cpu_fallback)
         self._supervisor.wake()
         return {**self._record(submitted.run), "is_new": submitted.is_new}
@@ -88,6 +104,9 @@ class RunAPI:
     def check(self, request: dict[str, Any]) -> dict[str, Any]:
         """Find all that a fit request would be refused for, and what its data hold; write nothing."""
         self._store.check_there()
+        self._load()
+        from finetuner.request_check import check_request
+
         return check_request(request, self._space, allow_cpu_fallback=self._allow_cpu_fallback)
 
     def _find(self, parameters: dict[str, Any]) -> Run:

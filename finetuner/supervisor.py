@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
 from finetuner.config import Device, RunConfig
@@ -74,7 +75,7 @@ class Supervisor:
         self._max_parallel_runs = max_parallel_runs
         self._hang_timeout_s = hang_timeout_s
         self._launcher = launcher or LocalLauncher(worker)
-        self._gpus = self._launcher.gpus() if gpus is None else gpus
+        self._given_gpus = gpus
         self._space = Space(workspace, quota_bytes)
         self._store = RunStore(workspace)
         self._queue = Queue(self._store)
@@ -88,6 +89,11 @@ class Supervisor:
         self._told = ""
         self._scanned_at = float("-inf")
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
+
+    @cached_property
+    def _gpus(self) -> tuple[str, ...]:
+        # Looked for when a run wants one: that loads torch.
+        return self._launcher.gpus() if self._given_gpus is None else self._given_gpus
 
     def start(self) -> None:
         """Begin; the runs that an earlier service left are taken up."""

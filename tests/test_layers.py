@@ -16,6 +16,7 @@ _MAX_FUNCTION_LINES = 50
 ORDER = (
     *(
         "errors",
+        "put_off",
         "schema",
         "names",
         "callback",
@@ -235,11 +236,33 @@ def test_no_long_functions(path):
     assert too_long == []
 
 
-def test_import_finetuner_is_light():
-    code = (
-        "import sys, finetuner; "
-        "print([n for n in ('torch', 'jina', 'transformers', 'onnxruntime') if n in sys.modules])"
-    )
+_OF_SERVICE = ("docarray", "fastapi", "hubble", "jina")
+_OF_MODELS = ("onnxruntime", "scipy", "torch", "transformers")
+# What libraries load that know more than texts, or would be used by some runs alone.
+_OF_OTHERS = (
+    *("aiohttp", "mlflow", "onnx", "pandas", "peft", "pyarrow", "ray", "scipy.linalg"),
+    *("scipy.optimize", "scipy.stats", "sklearn", "tensorboard", "umap", "wandb"),
+)
+
+
+@pytest.mark.parametrize(
+    ("start", "unwanted"),
+    [
+        ("finetuner", (*_OF_SERVICE, *_OF_MODELS, *_OF_OTHERS)),
+        ("finetuner.cli", (*_OF_SERVICE, *_OF_MODELS, *_OF_OTHERS)),
+        ("finetuner.worker", (*_OF_SERVICE, *_OF_MODELS, *_OF_OTHERS)),
+        ("finetuner.run_api", ("fastapi", "jina", *_OF_MODELS, *_OF_OTHERS)),
+        ("finetuner.supervisor", (*_OF_SERVICE, *_OF_MODELS, *_OF_OTHERS)),
+        pytest.param(
+            "finetuner.job",
+            (*_OF_SERVICE, "onnxruntime", *_OF_OTHERS),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_start_loads_nothing_that_can_wait(start, unwanted):
+    """Each of these costs every process of its kind tenths of a second, or seconds."""
+    code = f"import sys, {start}; print([n for n in {unwanted} if n in sys.modules])"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )

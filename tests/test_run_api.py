@@ -1,4 +1,5 @@
 import shutil
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
@@ -64,6 +65,17 @@ def test_fit_says_whether_it_has_made_the_run(api, tiny_model_folder):
     first, again = api.fit(body), api.fit(body)
     assert (first.pop("is_new"), again.pop("is_new")) == (True, False)
     assert again == first == api.run({"run_name": "new"})
+
+
+def test_only_what_looks_at_a_fit_request_waits_for_torch(api, tiny_model_folder):
+    body = {**FIT, "model": str(tiny_model_folder)}
+    with ThreadPoolExecutor() as pool:
+        with api._loading:
+            waiting = {pool.submit(api.fit, body), pool.submit(api.check, body)}
+            assert not wait(waiting, timeout=0.2).done
+            assert api.runs({})["items"] == []
+        assert sorted(len(future.result()) > 1 for future in waiting) == [True, True]
+    assert [run["name"] for run in api.runs({})["items"]] == ["new"]
 
 
 def test_fit_refuses_another_request_of_the_name(api, tiny_model_folder):
