@@ -151,6 +151,7 @@ def test_a_node_without_finetuner_fails_a_run_with_what_and_where(
     (tmp_path / "away" / "finetuner" / "__init__.py").write_text(
         "raise ModuleNotFoundError(\"No module named 'finetuner'\")"
     )
+    monkeypatch.chdir(tmp_path)  # Ray lets a worker look where its driver is, too
     with monkeypatch.context() as patched:
         patched.setenv("PYTHONPATH", str(tmp_path / "away"))
         node = ray_cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
