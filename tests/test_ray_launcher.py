@@ -128,6 +128,27 @@ def test_runs_by_rays_client(ray_cluster, start, request_of, tmp_path, work):
     wait_until(lambda: not any(_is_rank(p, "1", run) for p in psutil.process_iter()))
 
 
+def test_a_run_goes_on_whose_stand_in_is_killed_though_the_cluster_waits_for_it(
+    ray_cluster, start, request_of, tmp_path
+):
+    service = start(ray_cluster.client_address)
+    run = submit(request_of("orphan", epochs=100), tmp_path)
+    service.wake()
+    wait_until(lambda: run.has_checkpoint() and len(_losses(run)) > 10)
+    worker = psutil.Process(int(run.state().holder.split()[-2]))
+    (stand_in,) = (p for p in psutil.Process().children() if str(run.folder) in p.cmdline())
+    stand_in.kill()
+    wait_until(lambda: run.state().status is Status.INTERRUPTED)
+    began_at = time.monotonic()
+    wait_until(lambda: _has_ended(worker))
+    # It sees that its claim is void, long before Ray ends the actor that has started it.
+    assert time.monotonic() - began_at < 20
+    wait_until(lambda: run.state().status.is_terminal)
+    statuses = [state.status for state in run.history()]
+    assert statuses == ["CREATED", "STARTED", "INTERRUPTED", "STARTED", "FINISHED"]
+    assert len(_losses(run)) == 300
+
+
 def test_a_worker_that_a_node_cannot_load_fails_with_what_and_where(
     ray_cluster, start, request_of, tmp_path
 ):
@@ -197,6 +218,12 @@ def test_a_run_without_room_says_what_it_waits_for_and_can_be_cancelled(
     assert service.cancel(run).status is Status.CANCELLED
     wait_until(lambda: not service._workers)
     assert [state.status for state in run.history()] == ["CREATED", "CANCELLED"]
+
+
+def _has_ended(process):
+    with suppress(psutil.NoSuchProcess):
+        return process.status() == psutil.STATUS_ZOMBIE
+    return True
 
 
 def _losses(run):

@@ -92,8 +92,9 @@ def test_from_fit_to_the_vectors_of_the_same_flow(server, tmp_path):
 
 def test_a_run_is_cancelled_and_one_waits_for_room(server):
     folder = server.workspace / "runs" / "default"
-    settings = {"device": "cpu", "epochs": 100_000}
-    long = finetuner.fit("tiny", ROWS, run_name="long", n_processes=2, **settings)
+    many = [[f"{text} {n}", label] for n in range(20) for text, label in ROWS]
+    settings = {"device": "cpu", "epochs": 1000, "batch_size": 8}
+    long = finetuner.fit("tiny", many, run_name="long", n_processes=2, **settings)
     wait_until(lambda: long.status()["status"] == "STARTED" and workers_of(folder / "long"))
     second = finetuner.fit("tiny", ROWS, run_name="second", device="cpu", epochs=1)
     wait_until(lambda: "on the Ray cluster" in second.status()["details"])
