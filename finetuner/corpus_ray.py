@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,13 +19,15 @@ from finetuner.errors import ConfigError, FinetunerServerError, UnavailableError
 from finetuner.ray_cluster import check_answers
 from finetuner.schema import read
 
+_ADDRESS = re.compile(r"auto|local|[^\s/:]+:\d+")
+
 
 @dataclass(frozen=True)
 class RayOptions:
     """Where a corpus is encoded, and by how many.
 
-    :param address: ``HOST:PORT`` of a cluster, ``auto`` for the one that this machine is a part of, or
-        ``local`` for one of this machine alone, for as long as it takes.
+    :param address: ``auto`` or ``HOST:PORT`` of a cluster that this machine is a node of, or ``local`` for
+        one of this machine alone, for as long as it takes.
     :param n_workers: At least 1; each holds the model.
     :param cpus_per_worker: Cores, and threads, of each, at least 1.
     :param gpus_per_worker: GPUs of each; a part of one is shared.
@@ -36,6 +39,15 @@ class RayOptions:
     gpus_per_worker: float = 0.0
 
     def __post_init__(self) -> None:
+        if not _ADDRESS.fullmatch(self.address):
+            advice = (
+                ": Ray Data does not go through Ray's client; run the command on a node of the cluster"
+                if self.address.startswith("ray://")
+                else ""
+            )
+            raise ConfigError(
+                f"the Ray cluster must be HOST:PORT, auto or local, got `{self.address}`{advice}"
+            )
         for name in ("n_workers", "cpus_per_worker"):
             if (value := getattr(self, name)) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
@@ -105,8 +117,8 @@ def _connected(options: RayOptions) -> Iterator[Any]:
         ray.init(address=options.address, log_to_driver=False, logging_level="error")
     except OSError as exc:  # what Ray raises is one too
         raise UnavailableError(
-            f"no Ray cluster at `{options.address}`: `ray start --head` begins one, --ray local uses "
-            f"this machine alone ({exc})"
+            f"no Ray cluster at `{options.address}` with a node on this machine: `ray start --head` begins "
+            f"one, `ray start --address` joins it, --ray local uses this machine alone ({exc})"
         ) from exc
     try:
         _check_room(options, ray.nodes())

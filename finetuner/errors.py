@@ -27,6 +27,7 @@ FinetunerError
 ├─ UnavailableError (ConnectionError)         503  a server or an executor does not answer
 ├─ DeadlineExceededError (TimeoutError)       504  not answered within the time that the client gave
 ├─ InsufficientSpaceError (OSError)           507  what was asked for does not fit the disk or quota
+├─ NotInstalledError (ImportError)            500  a machine cannot load what the work needs
 ├─ TrainingError (RuntimeError)               500  training cannot go on
 └─ FinetunerServerError (RuntimeError)        500  anything the server did not foresee
 
@@ -211,6 +212,10 @@ class InsufficientSpaceError(FinetunerError, OSError):
     """What was asked for does not fit on the volume, or into its quota."""
 
     http_status = 507
+
+
+class NotInstalledError(FinetunerError, ImportError):
+    """A machine cannot load what the work on it needs."""
 
 
 class TrainingError(FinetunerError, RuntimeError):

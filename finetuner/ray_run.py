@@ -23,12 +23,19 @@ from typing import Any
 import orjson
 
 from finetuner.config import Device, RunConfig
-from finetuner.errors import FinetunerError, NotFoundError, UnavailableError
+from finetuner.errors import (
+    ConflictError,
+    FinetunerError,
+    NotFoundError,
+    NotInstalledError,
+    UnavailableError,
+)
 from finetuner.exits import Exit
 from finetuner.ray_cluster import check_answers
-from finetuner.ray_rank import Rank
+from finetuner.ray_rank import Rank, not_loaded
 from finetuner.runs import Run
 from finetuner.schema import read
+from finetuner.states import Actor, Status
 
 logger = logging.getLogger("finetuner.ray_run")  # __name__ is __main__ here
 _POLL_S = 0.5
@@ -83,6 +90,9 @@ def main(options: RayOptions, module: str, run: Run) -> int:
         with _connected(options) as ray:
             signal.signal(signal.SIGTERM, stop)  # behind Ray, which takes it too
             return _Ranks(ray, options, run, stop).work(module)
+    except NotInstalledError as exc:
+        _fail(run, getattr(exc, "cause", exc))  # Ray's own form of it has the whole trace
+        return Exit.FAILED
     except FinetunerError as exc:
         logger.error("the cluster cannot take the run: %s", exc)
         return Exit.UNAVAILABLE
@@ -96,7 +106,9 @@ def _connected(options: RayOptions) -> Iterator[Any]:
         check_answers(options.address)
         ray.init(address=options.address, log_to_driver=False, logging_level="error")
     except Exception as exc:  # of several kinds, by what it is that does not answer
-        raise UnavailableError(f"no Ray cluster at `{options.address}` ({exc})") from exc
+        is_by_client = options.address.startswith("ray://")
+        advice = "" if is_by_client else ": a machine that is no node of it needs ray://HOST:10001"
+        raise UnavailableError(f"no Ray cluster at `{options.address}` ({exc}){advice}") from exc
     try:
         yield ray
     finally:
@@ -123,15 +135,25 @@ class _Ranks:
         try:
             self._start(module, group)
             return self._wait()
-        except self._ray.exceptions.RayTaskError:
-            raise  # it is what was raised there, too
-        except self._ray.exceptions.RayError as exc:
-            logger.error("a node of the run is gone: %s", str(exc).partition("\n")[0])
-            return Exit.LOST
+        except Exception as exc:
+            return self._lost(exc)
         finally:
             # A rank that lives would wait for the lost one for ever.
-            for actor in self._actors:
-                self._ray.kill(actor)
+            with suppress(ConnectionError):
+                for actor in self._actors:
+                    self._ray.kill(actor)
+
+    def _lost(self, error: Exception) -> int:
+        """Return the exit code for a node that is gone; raise what is another error."""
+        errors = self._ray.exceptions
+        if isinstance(error, FinetunerError | errors.RayTaskError):  # raised there as well as here
+            raise error
+        if isinstance(error, ImportError) or getattr(error, "actor_init_failed", False):
+            raise NotInstalledError(not_loaded(str(error))) from error
+        if not isinstance(error, errors.RayError | ConnectionError):  # the latter of ray://
+            raise error
+        logger.error("a node of the run is gone: %s", str(error).partition("\n")[0])
+        return Exit.LOST
 
     def _start(self, module: str, group: Any) -> None:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -149,6 +171,8 @@ class _Ranks:
                     ),
                 ).remote()
             )
+        # On all nodes before anything begins on one.
+        self._ray.get([actor.check_loads.remote(module) for actor in self._actors])
         first = self._actors[0]
         address = self._ray.get([first.host.remote(), first.free_port.remote()])
         started = [
@@ -195,6 +219,13 @@ def _code_of_all(codes: list[int | None]) -> int:
         return int(first or 0)
     at_fault = [code for code in (*others, first) if code not in (None, Exit.FINISHED)]
     return at_fault[0] or 0 if at_fault else Exit.LOST
+
+
+def _fail(run: Run, cause: BaseException) -> None:
+    """End a run that no process has begun, and that none there could."""
+    logger.error("the cluster cannot work on the run: %s", cause)
+    with suppress(ConflictError, NotFoundError):  # cancelled or deleted meanwhile
+        run.step(run.state(), Status.FAILED, str(cause), actor=Actor.SERVICE)
 
 
 def _is_waiting(run: Run) -> bool:

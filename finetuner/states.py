@@ -47,7 +47,8 @@ class Actor(StrEnum):
     WORKER = "worker"
     """The process that has claimed the run."""
     SERVICE = "service"
-    """A FinetunerExecutor, for a run that no living process has claimed."""
+    """A FinetunerExecutor, or what stands there for a worker elsewhere, for a run that no living process
+    has claimed."""
 
 
 @dataclass(frozen=True)

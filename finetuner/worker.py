@@ -12,9 +12,12 @@ import logging
 import os
 import re
 import signal
+import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -38,6 +41,8 @@ class _OtherLost(Exception):
 
 
 _RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+# For the first process, which claims the run before it loads what takes seconds.
+_CLAIM_TIMEOUT_S = 30.0
 _MEMORY_ADVICE = "take a smaller batch_size, gradient_cache_size or gradient_checkpointing"
 
 
@@ -135,7 +140,8 @@ def _outcome(
 
 
 def _sentence(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return f"{said}, on `{socket.gethostname()}`" if isinstance(error, ImportError) else said
 
 
 def _volume_error(error: BaseException, run: Run) -> BaseException | None:
@@ -194,10 +200,24 @@ def _follow(run: Run) -> int:
     # The first process says when to stop; one that left alone would leave it waiting.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from finetuner.job import Job
+    try:
+        from finetuner.job import Job
 
-    Job(run, Console(stderr=True), StopSignal(), lambda *_: None).follow()
-    return 0
+        Job(run, Console(stderr=True), StopSignal(), lambda *_: None).follow()
+    except ImportError as exc:
+        return _fail_for_all(run, _sentence(exc))
+    return Exit.FINISHED
+
+
+def _fail_for_all(run: Run, cause: str) -> int:
+    """End a run that this process can never work on: without it, the first would wait, and begin again."""
+    logger.error("The run failed: %s", cause)
+    deadline = time.monotonic() + _CLAIM_TIMEOUT_S
+    with suppress(ConflictError, NotFoundError):
+        while (state := run.state()).status.is_waiting and time.monotonic() < deadline:
+            time.sleep(0.1)
+        run.step(state, Status.FAILED, cause, actor=Actor.WORKER)
+    return Exit.FAILED
 
 
 if __name__ == "__main__":

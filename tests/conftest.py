@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import string
 import tempfile
 from pathlib import Path
@@ -26,7 +27,8 @@ os.environ.update(
     FINETUNER_WORKSPACE=str(_WORKSPACE),
 )
 
-from finetuner.data import LabelledTexts  # noqa: E402 - the environment comes first
+import finetuner  # noqa: E402 - the environment comes first
+from finetuner.data import LabelledTexts  # noqa: E402
 
 _TOPICS = ("apple", "river", "stone", "cloud", "tiger", "piano")
 _TOPICS += ("bread", "winter", "engine", "garden", "mirror", "planet")
@@ -236,6 +238,26 @@ def finish_run(tmp_path, come_to):
         return run
 
     return finish
+
+
+@pytest.fixture(scope="module")
+def ray_cluster():
+    """A head that works on nothing, and two nodes with a core each; `client_address` is of Ray's client."""
+    cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    memory = {"object_store_memory": 100 * 2**20}
+    head = {"num_cpus": 0, "ray_client_server_port": port, **memory}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", str(Path(finetuner.__file__).parents[1]))  # of the workers
+        patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        made = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
+        made.client_address = f"ray://127.0.0.1:{port}"
+        for _ in range(2):
+            made.add_node(num_cpus=1, **memory)
+        yield made
+        made.shutdown()
 
 
 class InProcess(BaseAdapter):

@@ -38,8 +38,8 @@ def resolve(folder):
     for row in kustomization.get("patches", []):
         patch = yaml.safe_load((folder / row["path"]).read_text())
         merge(found[patch["kind"], patch["metadata"]["name"]], patch)
-    for part in PARTS:
-        _name_image(container_of(found["Deployment", part]), kustomization["images"])
+    for row in found.values():
+        _name_images(row, kustomization["images"])
     return found
 
 
@@ -49,10 +49,15 @@ def _generate(kind, row, folder):
     return made | {"data" if kind == "ConfigMap" else "stringData": files}
 
 
-def _name_image(container, images):
-    for image in images:
-        if container["image"].split(":")[0] == image["name"]:
-            container["image"] = f"{image['name']}:{image['newTag']}"
+def _name_images(row, images):
+    """Give the containers of a resource of any kind their image: kustomize goes by the key alone."""
+    for key, value in row.items() if isinstance(row, dict) else enumerate(row):
+        if isinstance(value, dict | list):
+            _name_images(value, images)
+        for container in value if key == "containers" else ():
+            for image in images:
+                if container["image"].split(":")[0] == image["name"]:
+                    container["image"] = f"{image['name']}:{image['newTag']}"
 
 
 def merge(into, patch):
@@ -68,8 +73,9 @@ def merge(into, patch):
             into[key] = value
 
 
-def container_of(deployment):
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+def container_of(made):
+    """Return the only container of a Deployment, or of a group of a RayCluster."""
+    (container,) = made.get("spec", made)["template"]["spec"]["containers"]
     return container
 
 

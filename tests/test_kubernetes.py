@@ -2,23 +2,35 @@
 
 import shutil
 import time
+import tomllib
 
+import jsonschema
+import kuberay
 import kubernetes_validate
 import pytest
 import requests
 import typer
 import yaml
 from jina.parsers import get_main_parser
+from kuberay import groups_of
 from kustomize import KUBERNETES, PARTS, ROOT, Cluster, container_of, resolve
+from packaging.requirements import Requirement
 
 from finetuner.access import Scope, TokenStore
 from finetuner.cli import app
+from finetuner.launcher import LauncherOptions
+from finetuner.schema import read
 from finetuner.serve import flow_path
 
-VARIANTS = ("base", "overlays/gpu")
+VARIANTS = ("base", "overlays/gpu", "overlays/ray")
 VERSION = "1.34"  # of Kubernetes
 TOKENS = "finetuner-tokens"
 QUEUE = "finetuner_queue_tokens"
+
+
+@pytest.fixture
+def on_ray():
+    return resolve(KUBERNETES / "overlays/ray")
 
 
 @pytest.fixture(params=VARIANTS)
@@ -43,7 +55,10 @@ def test_all_files_belong_to_it():
 
 def test_each_resource_has_the_form_that_kubernetes_wants(resources):
     for row in resources.values():
-        kubernetes_validate.validate(row, VERSION, strict=True)
+        if row["kind"] == "RayCluster":
+            kuberay.validate(row, VERSION)
+        else:
+            kubernetes_validate.validate(row, VERSION, strict=True)
 
 
 def test_the_check_of_the_form_finds_a_wrong_word():
@@ -51,6 +66,18 @@ def test_the_check_of_the_form_finds_a_wrong_word():
     row["spec"]["template"]["spec"]["terminationGraceSeconds"] = 1
     with pytest.raises(kubernetes_validate.ValidationError, match="terminationGraceSeconds"):
         kubernetes_validate.validate(row, VERSION, strict=True)
+
+
+def test_the_check_of_the_form_finds_a_wrong_word_in_a_ray_cluster(on_ray):
+    cluster = on_ray["RayCluster", "ray"]
+    pod = cluster["spec"]["workerGroupSpecs"][0]["template"]["spec"]
+    pod["terminationGraceSeconds"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError, match="terminationGraceSeconds"):
+        kuberay.validate(cluster, VERSION)
+    del pod["terminationGraceSeconds"]
+    cluster["spec"]["workerGroups"] = []
+    with pytest.raises(jsonschema.ValidationError, match="'workerGroups' was unexpected"):
+        kuberay.validate(cluster, VERSION)
 
 
 def selects(selector, labels):
@@ -147,7 +174,7 @@ def test_a_command_line_is_one_that_the_program_takes(resources):
 
 
 def test_with_gpus_only_what_must_is_different():
-    base, gpu = (resolve(KUBERNETES / variant) for variant in VARIANTS)
+    base, gpu = (resolve(KUBERNETES / variant) for variant in ("base", "overlays/gpu"))
     for part in PARTS:
         before, after = (container_of(rows["Deployment", part]) for rows in (base, gpu))
         assert (before["image"], after["image"]) == ("finetuner-flow:cpu", "finetuner-flow:gpu")
@@ -155,6 +182,98 @@ def test_with_gpus_only_what_must_is_different():
         assert after["resources"]["limits"] == before["resources"]["limits"] | more
         more = ['--uses-with={"device": "cuda"}'] if part == "encoder" else []
         assert after["args"] == before["args"] + more
+
+
+def test_on_ray_only_what_must_is_different(on_ray):
+    base = resolve(KUBERNETES / "base")
+    added = {("RayCluster", "ray"), ("NetworkPolicy", "ray")}
+    assert set(on_ray) - set(base) == added
+    for part in PARTS:
+        before, after = (container_of(rows["Deployment", part]) for rows in (base, on_ray))
+        assert (before["image"], after["image"]) == ("finetuner-flow:cpu", "finetuner-flow:ray")
+        del before["image"], after["image"]
+        if part == "finetuner":
+            assert after["args"][:-1] == before["args"]
+            assert after["args"][-1].startswith("--uses-with=")
+            del before["args"], after["args"], before["resources"], after["resources"]
+        assert after == before
+
+
+def test_the_finetuner_finds_the_ray_cluster(on_ray):
+    words = container_of(on_ray["Deployment", "finetuner"])["args"]
+    settings = get_main_parser().parse_args(words[1:]).uses_with
+    assert settings.pop("max_parallel_runs") > 1
+    options = read(LauncherOptions, settings, "FinetunerExecutor")
+    assert (options.launcher, options.gives_gpus) == ("ray", False)
+    head = on_ray["RayCluster", "ray"]["spec"]["headGroupSpec"]
+    ports = {row["name"]: row["containerPort"] for row in container_of(head)["ports"]}
+    # KubeRay makes a Service of this name, with the ports that the head's container names.
+    assert options.ray_address == f"ray://ray-head-svc:{ports['client']}"
+    assert on_ray["NetworkPolicy", "ray"]["spec"]["ingress"][1]["ports"] == [
+        {"port": ports["client"]}
+    ]
+
+
+def test_only_the_finetuner_reaches_the_ray_cluster(on_ray):
+    groups = groups_of(on_ray["RayCluster", "ray"])
+    labels = {part: on_ray["Deployment", part]["spec"]["template"] for part in PARTS}
+    labels |= {group.get("groupName", "head"): group["template"] for group in groups}
+
+    def meant(peer):
+        selector = peer["podSelector"]
+        return [p for p, pod in labels.items() if selects(selector, pod["metadata"]["labels"])]
+
+    policies = {row["metadata"]["name"]: row["spec"] for row in of_kind(on_ray, "NetworkPolicy")}
+    assert meant(policies["ray"]) == ["head", "runs"]
+    among_themselves, from_finetuner = policies["ray"]["ingress"]
+    assert [meant(peer) for peer in among_themselves["from"]] == [["head", "runs"]]
+    assert [meant(peer) for peer in from_finetuner["from"]] == [["finetuner"]]
+    assert not {"head", "runs"} & {*meant(policies["executors"]), *meant(policies["gateway"])}
+
+
+def test_the_ray_version_is_that_of_the_image(on_ray):
+    version = on_ray["RayCluster", "ray"]["spec"]["rayVersion"]
+    assert f"ray=={version}" in (ROOT / "requirements.txt").read_text().splitlines()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (wanted,) = project["optional-dependencies"]["ray"]
+    assert Requirement(wanted).specifier.contains(version)
+    assert container_of(groups_of(on_ray["RayCluster", "ray"])[0])["image"].endswith(":ray")
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert "\nARG EXTRAS=\n" in dockerfile
+    assert '".[$DEVICE${EXTRAS:+,$EXTRAS}]"' in dockerfile
+
+
+def test_a_ray_node_has_what_the_finetuner_has(on_ray):
+    pod = on_ray["Deployment", "finetuner"]["spec"]["template"]["spec"]
+    own = container_of(on_ray["Deployment", "finetuner"])
+    variables = {row["name"]: row["value"] for row in own["env"]} | {"RAY_USAGE_STATS_ENABLED": "0"}
+    for group in groups_of(on_ray["RayCluster", "ray"]):
+        container = container_of(group)
+        for key in ("image", "securityContext", "volumeMounts"):
+            assert container[key] == own[key]
+        there = group["template"]["spec"]
+        for key in ("securityContext", "automountServiceAccountToken", "enableServiceLinks"):
+            assert there[key] == pod[key]
+        assert there["volumes"][:2] == pod["volumes"][:2]
+        assert there["volumes"][2]["emptyDir"]["medium"] == "Memory"
+        assert {row["name"]: row["value"] for row in container["env"]}.items() <= variables.items()
+        ports = {row["name"] for row in container["ports"]}
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            assert container[probe]["tcpSocket"]["port"] in ports
+
+
+def test_ray_start_takes_what_the_ray_cluster_gives(on_ray):
+    scripts = pytest.importorskip("ray.scripts.scripts", reason="Ray is not installed")
+    head, workers = groups_of(on_ray["RayCluster", "ray"])
+    words = [f"--{name}={value}" for name, value in head["rayStartParams"].items()]
+    parsed = scripts.start.make_context("start", ["--head", *words]).params
+    assert (parsed["num_cpus"], parsed["include_dashboard"]) == (0, False)
+    assert parsed["ray_client_server_port"] is None  # 10001 is Ray's own choice
+    words = [f"--{name}={value}" for name, value in workers["rayStartParams"].items()]
+    parsed = scripts.start.make_context("start", words).params
+    container = container_of(workers)
+    assert str(parsed["num_cpus"]) == container["resources"]["requests"]["cpu"]
+    assert container["ports"] == [{"name": "raylet", "containerPort": parsed["node_manager_port"]}]
 
 
 def test_the_flow_names_the_services(resources):

@@ -1,13 +1,12 @@
 """Runs on a Ray cluster of three nodes on this machine: one is lost on the way, and two train together."""
 
-import os
+import socket
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import psutil
 import pytest
 
-import finetuner
 from finetuner.exits import Exit
 from finetuner.json_lines import read_page
 from finetuner.launcher import LauncherName, LauncherOptions
@@ -17,23 +16,7 @@ from finetuner.submission import submit
 from finetuner.supervisor import Supervisor
 
 pytestmark = pytest.mark.slow
-_PACKAGE_PARENT = os.path.dirname(os.path.dirname(finetuner.__file__))
 _TIMEOUT_S = 300
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """A head that works on nothing, and two nodes with a core each."""
-    cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("PYTHONPATH", _PACKAGE_PARENT)  # of the workers
-        patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        memory = {"object_store_memory": 100 * 2**20}
-        made = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **memory})
-        for _ in range(2):
-            made.add_node(num_cpus=1, **memory)
-        yield made
-        made.shutdown()
 
 
 @pytest.fixture
@@ -64,13 +47,24 @@ def request_of(model_without_dropout, tiny_labelled):
 
 
 @pytest.fixture
-def service(cluster, tmp_path, monkeypatch):
+def start(tmp_path, monkeypatch):
+    """Start a service over `tmp_path`, with the launcher's options and the worker that are given."""
     monkeypatch.setattr("finetuner.settling._VOLUME_PAUSE_S", 2.0)
-    launcher = LauncherOptions(LauncherName.RAY, cluster.address).launcher_of("finetuner.worker")
-    made = Supervisor(tmp_path, launcher=launcher)
-    made.start()
-    yield made
-    made.close()
+    with ExitStack() as stack:
+
+        def start(address, *, worker="finetuner.worker", **options):
+            options = LauncherOptions(LauncherName.RAY, address, **options)
+            made = Supervisor(tmp_path, launcher=options.launcher_of(worker))
+            made.start()
+            stack.callback(made.close)
+            return made
+
+        yield start
+
+
+@pytest.fixture
+def service(ray_cluster, start):
+    return start(ray_cluster.address)
 
 
 def wait_until(condition):
@@ -115,15 +109,95 @@ def test_a_run_at_work_can_be_cancelled(service, request_of, tmp_path):
     wait_until(lambda: not any(_is_rank(p, "1", run) for p in psutil.process_iter()))
 
 
+def test_runs_by_rays_client(ray_cluster, start, request_of, tmp_path, work):
+    """Its processes are ended and told to stop over ray:// as they are from a node of the cluster."""
+    one = submit(request_of("one"), tmp_path / "local")
+    assert work(one) == Exit.FINISHED
+    service = start(ray_cluster.client_address)
+    two = submit(request_of("two", n_processes=2), tmp_path)
+    service.wake()
+    wait_until(lambda: two.state().status.is_terminal)
+    assert [state.status for state in two.history()] == ["CREATED", "STARTED", "FINISHED"]
+    assert _losses(two) == pytest.approx(_losses(one), rel=1e-5)
+    run = submit(request_of("long", epochs=1000, n_processes=2), tmp_path)
+    service.wake()
+    wait_until(lambda: len(_losses(run)) > 3)
+    service.cancel(run)
+    wait_until(lambda: run.state().status.is_terminal and not service._workers)
+    assert [state.status for state in run.history()] == ["CREATED", "STARTED", "CANCELLED"]
+    wait_until(lambda: not any(_is_rank(p, "1", run) for p in psutil.process_iter()))
+
+
+def test_a_run_goes_on_whose_stand_in_is_killed_though_the_cluster_waits_for_it(
+    ray_cluster, start, request_of, tmp_path
+):
+    service = start(ray_cluster.client_address)
+    run = submit(request_of("orphan", epochs=100), tmp_path)
+    service.wake()
+    wait_until(lambda: run.has_checkpoint() and len(_losses(run)) > 10)
+    worker = psutil.Process(int(run.state().holder.split()[-2]))
+    (stand_in,) = (p for p in psutil.Process().children() if str(run.folder) in p.cmdline())
+    stand_in.kill()
+    wait_until(lambda: run.state().status is Status.INTERRUPTED)
+    began_at = time.monotonic()
+    wait_until(lambda: _has_ended(worker))
+    # It sees that its claim is void, long before Ray ends the actor that has started it.
+    assert time.monotonic() - began_at < 20
+    wait_until(lambda: run.state().status.is_terminal)
+    statuses = [state.status for state in run.history()]
+    assert statuses == ["CREATED", "STARTED", "INTERRUPTED", "STARTED", "FINISHED"]
+    assert len(_losses(run)) == 300
+
+
+def test_a_worker_that_a_node_cannot_load_fails_with_what_and_where(
+    ray_cluster, start, request_of, tmp_path
+):
+    service = start(ray_cluster.address, worker="no_such_worker")
+    run = submit(request_of("missing"), tmp_path)
+    service.wake()
+    wait_until(lambda: run.state().status.is_terminal)
+    assert [state.status for state in run.history()] == ["CREATED", "FAILED"]
+    assert run.state().details == (
+        f"node `{socket.gethostname()}` cannot load `no_such_worker` (ModuleNotFoundError: No module "
+        "named 'no_such_worker'): install there what is installed here, the same finetuner-flow with "
+        "the same extras"
+    )
+
+
+@pytest.mark.parametrize("by_client", [False, True])
+def test_a_node_without_finetuner_fails_a_run_with_what_and_where(
+    ray_cluster, start, request_of, tmp_path, monkeypatch, by_client
+):
+    (tmp_path / "away" / "finetuner").mkdir(parents=True)
+    (tmp_path / "away" / "finetuner" / "__init__.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'finetuner'\")"
+    )
+    monkeypatch.chdir(tmp_path)  # Ray lets a worker look where its driver is, too
+    with monkeypatch.context() as patched:
+        patched.setenv("PYTHONPATH", str(tmp_path / "away"))
+        node = ray_cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+    address = ray_cluster.client_address if by_client else ray_cluster.address
+    service = start(address, ray_n_cpus=2)  # which that node alone has
+    run = submit(request_of("bare"), tmp_path)
+    service.wake()
+    wait_until(lambda: run.state().status.is_terminal)
+    ray_cluster.remove_node(node)
+    assert [state.status for state in run.history()] == ["CREATED", "FAILED"]
+    assert run.state().details.startswith(
+        f"node `{node.node_ip_address}` cannot load finetuner (ModuleNotFoundError: No module named "
+        "'finetuner'): install there"
+    )
+
+
 def test_a_run_whose_node_is_lost_goes_on_on_another_and_ends_as_a_local_one(
-    cluster, service, request_of, tmp_path, work
+    ray_cluster, service, request_of, tmp_path, work
 ):
     local = submit(request_of("local", epochs=40), tmp_path / "local")
     assert work(local) == Exit.FINISHED
     run = submit(request_of("lost", epochs=40), tmp_path)
     service.wake()
     wait_until(lambda: run.has_checkpoint() and len(_losses(run)) > 10)
-    cluster.remove_node(_node_of(cluster, run), allow_graceful=False)
+    ray_cluster.remove_node(_node_of(ray_cluster, run), allow_graceful=False)
     wait_until(lambda: run.state().status.is_terminal)
     statuses = [state.status for state in run.history()]
     assert statuses == ["CREATED", "STARTED", "INTERRUPTED", "STARTED", "FINISHED"]
@@ -144,6 +218,12 @@ def test_a_run_without_room_says_what_it_waits_for_and_can_be_cancelled(
     assert service.cancel(run).status is Status.CANCELLED
     wait_until(lambda: not service._workers)
     assert [state.status for state in run.history()] == ["CREATED", "CANCELLED"]
+
+
+def _has_ended(process):
+    with suppress(psutil.NoSuchProcess):
+        return process.status() == psutil.STATUS_ZOMBIE
+    return True
 
 
 def _losses(run):

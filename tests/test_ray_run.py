@@ -9,11 +9,12 @@ import pytest
 
 from finetuner import ray_run
 from finetuner.config import Device, RunConfig
-from finetuner.errors import UnavailableError
+from finetuner.errors import NotInstalledError, UnavailableError
 from finetuner.exits import Exit
 from finetuner.ray_rank import Rank
 from finetuner.ray_run import RayOptions, _code_of_all
 from finetuner.run_store import RunStore
+from finetuner.states import Actor, Status
 
 _OPTIONS = RayOptions("auto", n_cpus=1.0, n_gpus=1.0, memory_bytes=0)
 
@@ -40,7 +41,7 @@ class FakeRay:
     :param codes: For each process what its exit code is, look after look; an error is raised.
     """
 
-    def __init__(self, *codes, n_looks=0, start="holder 1 2"):
+    def __init__(self, *codes, n_looks=0, loads=None, start="holder 1 2"):
         kinds = ("RayTaskError", "ActorDiedError", "ActorUnavailableError")
         errors = {name: type(name, (RayError,), {}) for name in kinds}
         self.exceptions = SimpleNamespace(RayError=RayError, **errors)
@@ -50,6 +51,7 @@ class FakeRay:
             SimpleNamespace(
                 host=Remote("10.0.0.7"),
                 free_port=Remote(4711),
+                check_loads=Remote(loads),
                 start=Remote(start),
                 exit_code=Remote(*answers),
                 terminate=Remote(None),
@@ -223,6 +225,52 @@ def test_a_node_without_the_volume(work, run, tmp_path, caplog):
     ray = FakeRay([None], start=e.value)
     assert work(ray, run) == (Exit.UNAVAILABLE, "")
     assert "must have the same name on all nodes" in caplog.text
+
+
+def test_a_node_that_cannot_load_the_worker(work, run):
+    with pytest.raises(
+        NotInstalledError,
+        match=r"cannot load `no_such` \(ModuleNotFoundError: No module named 'no_s",
+    ) as e:
+        Rank().check_loads("no_such")
+    Rank().check_loads("finetuner.worker")
+    ray = FakeRay([None], loads=e.value)
+    assert work(ray, run) == (Exit.FAILED, "")
+    assert [state.status for state in run.history()] == ["CREATED", "FAILED"]
+    assert run.state().details == str(e.value)
+    assert (ray.actors[0].start.calls, ray.killed) == ([], [0])
+
+
+_TRACE = "The actor died because of an error, \x1b[36mray::Rank.__init__()\x1b[39m (pid=7, ip=10.0.0.7, a)"
+
+
+def test_a_node_without_finetuner(work, run):
+    ray = FakeRay([None])
+    error = ray.exceptions.ActorDiedError(
+        f"{_TRACE}\nModuleNotFoundError: No module named 'orjson'"
+    )
+    error.actor_init_failed = True
+    ray.actors[0].check_loads.answers = [error]
+    assert work(ray, run) == (Exit.FAILED, "")
+    assert run.state().details == (
+        "node `10.0.0.7` cannot load finetuner (ModuleNotFoundError: No module named 'orjson'): install "
+        "there what is installed here, the same finetuner-flow with the same extras"
+    )
+
+
+def test_a_head_without_finetuner_and_a_run_that_was_cancelled_meanwhile(
+    work, run, come_to, caplog
+):
+    ray = FakeRay([None], loads=ModuleNotFoundError("No module named 'finetuner'"))
+    run.step(run.state(), Status.CANCELLED, "", actor=Actor.SERVICE)
+    assert work(ray, run) == (Exit.FAILED, "")
+    assert "the head of the cluster cannot load finetuner (No module named 'finetun" in caplog.text
+    assert run.state().status is Status.CANCELLED
+
+
+def test_a_client_that_has_lost_its_cluster(work, run):
+    ray = FakeRay([None], loads=ConnectionError("Failed to reconnect"))
+    assert work(ray, run) == (Exit.LOST, "")
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -284,3 +286,24 @@ def test_a_process_whose_others_are_gone_leaves_the_run_to_the_service(
 def test_a_process_that_works_alone_has_no_others_to_lose(run, work):
     assert work(run, raising(RuntimeError("gloo"))) == Exit.FAILED
     assert run.state().details == "RuntimeError: gloo"
+
+
+def test_a_package_that_is_missing_is_named_with_the_machine(run, work):
+    error = ModuleNotFoundError("No module named 'torch'")
+    assert work(run, raising(error)) == Exit.FAILED
+    assert run.state().details == (
+        f"ModuleNotFoundError: No module named 'torch', on `{socket.gethostname()}`"
+    )
+
+
+def test_one_that_only_another_process_misses_ends_the_run_too(run, work, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setitem(sys.modules, "finetuner.job", None)
+    claimed = threading.Timer(0.3, run.claim)  # as the first does, a moment later
+    claimed.start()
+    assert work(run) == Exit.FAILED
+    claimed.join()
+    assert [state.status for state in run.history()] == ["CREATED", "STARTED", "FAILED"]
+    assert run.state().details.startswith("ModuleNotFoundError: import of finetuner.job halted")
+    assert work(run) == Exit.FAILED  # it has ended already
+    assert len(run.history()) == 3

@@ -54,8 +54,8 @@ class FinetunerExecutor(Executor):
     :param worker: The module that works on a run, ``python -m WORKER RUN_DIR``; see
         :func:`finetuner.worker.main`.
     :param launcher: ``local``, this machine, or ``ray``, a cluster that has the same volume.
-    :param ray_address: ``auto`` for the cluster that this machine is a part of, ``HOST:PORT``, or
-        ``ray://HOST:PORT``.
+    :param ray_address: ``auto`` or ``HOST:PORT`` of a cluster that this machine is a node of;
+        ``ray://HOST:PORT``, Ray's client, where it is none.
     :param ray_n_cpus: Cores for each process of a run there, above 0.
     :param ray_n_gpus: GPUs for each process of a run with ``device='cuda'`` there.
     :param ray_memory_bytes: Memory for each process of a run there; 0 for any.
