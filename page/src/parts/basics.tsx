@@ -1,7 +1,7 @@
 // Small parts that every view is made of.
 import type { ComponentChildren } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
-import type { ApiError } from "../api";
+import { ApiError } from "../api";
 import { duration, percent } from "../format";
 import { phaseOf } from "../phase";
 import type { Outcome, Progress, Status } from "../records";
@@ -58,8 +58,9 @@ export function ProgressBar({ progress, details }: { progress: Progress; details
   );
 }
 
-/** An error, with what the server said of it. */
+/** An error, with what the server said of it; that it starts is none. */
 export function ErrorNote({ error, onRetry }: { error: ApiError | Error; onRetry?: () => void }) {
+  if (error instanceof ApiError && error.isStarting) return <Loading what="Waiting for the service" />;
   return (
     <div class="note bad" role="alert">
       <p>{error.message}</p>
