@@ -6,6 +6,7 @@ import { ago, capital, change, fixed, number, percent, words } from "../format";
 import { fromJson, useFollowed, useNewLines, usePolled } from "../live";
 import { Card, Empty, ErrorNote, Figure, Loading, Note, ProgressBar } from "../parts/basics";
 import { Chart, type Curve } from "../parts/chart";
+import { Judgements } from "../parts/judgements";
 import { LogCard } from "../parts/log";
 import { MetricsCard } from "../parts/metrics";
 import { SettingsCard } from "../parts/settings_card";
@@ -54,6 +55,7 @@ function StateCard({ run }: { run: RunRecord }) {
         )}
         {run.progress && !hasEnded(run.status) && <Progress progress={run.progress} details={details} />}
         {run.metric && <Metric metric={run.metric} />}
+        <Judgements run={run} />
         {run.description && <p class="quiet long" dir="auto">{run.description}</p>}
         <Times run={run} />
       </div>
