@@ -144,7 +144,7 @@ export function Confirm(
     <Dialog title={title} onClose={onClose}>
       <div>{children}</div>
       <div class="actions">
-        <button type="button" onClick={onClose}>Leave it</button>
+        <button type="button" onClick={onClose}>Change nothing</button>
         <button type="button" class="danger" onClick={() => (onYes(), onClose())}>{verb}</button>
       </div>
     </Dialog>
