@@ -258,8 +258,11 @@ def test_from_a_csv_to_a_served_model_by_the_page_alone(server, open_page, tmp_p
     page.get_by_role("button", name=re.compile("^Start")).click()
     page.wait_for_url("**/#/runs/default/by-hand")
     page.get_by_text("finished").first.wait_for(timeout=90_000)
+    (judged,) = server.get("/runs/by-hand/metrics").json()["verdicts"].values()
+    page.get_by_text(re.compile(f"over {judged['n_queries']} queries: ")).wait_for()
     page.get_by_role("button", name="Promote").click()
     dialog = page.get_by_role("dialog")
+    dialog.get_by_text("An alias takes a run that improved").wait_for()
     dialog.get_by_role("textbox").first.fill("shop")
     # A tiny model with random weights may not improve: then the dialog says so, and one may insist.
     is_worse = server.get("/runs/by-hand").json()["verdict"] != "improved"
@@ -297,6 +300,16 @@ def test_an_upload_without_a_header_can_be_read_the_other_way(
     page.get_by_label("A CSV to upload").set_input_files(csv)
     page.get_by_role("button", name="Replace it").click()
     rows_are.wait_for(state="detached")  # its header says what the columns are
+
+
+def test_a_header_of_other_names_is_said_to_be_one(server, open_page, tmp_path):
+    csv = tmp_path / "shop.csv"
+    rows = "\n".join(f"text {i},label {i % 4}" for i in range(24))
+    csv.write_text(f"Question,Topic\n{rows}")
+    page = open_page(server, "#/new")
+    page.get_by_label("A CSV to upload").set_input_files(csv)
+    page.get_by_text("its first row, Question, Topic, was taken for the names").wait_for()
+    page.get_by_text(re.compile(r"about 3 steps in all, which is few")).wait_for()
 
 
 def test_a_problem_is_told_before_anything_starts(server, open_page, tmp_path):

@@ -1,7 +1,7 @@
 // Several runs beside each other: curves, metrics, and the settings that differ.
 import { useSignal } from "@preact/signals";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
-import { captionsOf, evaluationsByPlace, inOrder, metricName, METRICS, mostOf, smoothed, summaryOf, thinned } from "../curves";
+import { captionsOf, evaluationsByPlace, inOrder, metricName, METRICS, mostOf, smoothed, spansFor, summaryOf, thinned } from "../curves";
 import { fixed, words } from "../format";
 import { fromJson, useFollowed, useNewLines, usePolled } from "../live";
 import { Card, Empty, ErrorNote, Loading, OutcomeBadge, StatusBadge, Table } from "../parts/basics";
@@ -69,7 +69,7 @@ function Beside({ keys, loaded }: { keys: string[]; loaded: Record<string, Loade
   return (
     <div class="stack">
       <Heads keys={keys} all={all} />
-      <StepCurves keys={keys} all={all} span={span} onSpan={setSpan} />
+      <StepCurves keys={keys} all={all} wanted={span} onSpan={setSpan} />
       <Metrics keys={keys} all={all} />
       <SettingsTable keys={keys} all={all} />
     </div>
@@ -117,9 +117,11 @@ function shortNames(keys: string[]): string[] {
 
 const N_POINTS = 1_000;
 
-function StepCurves({ keys, all, span, onSpan }: Several & { span: number; onSpan: (span: number) => void }) {
+function StepCurves({ keys, all, wanted, onSpan }: Several & { wanted: number; onSpan: (span: number) => void }) {
   const names = shortNames(keys);
   const steps = all.map((each) => each.steps);
+  const n_steps = Math.max(...steps.map((each) => each.length));
+  const span = Math.min(wanted, spansFor(n_steps).at(-1)!);
   const [loss, active] = useMemo(() => {
     const ordered = steps.map(inOrder);
     const curves = (value: (step: Step) => number) => ordered.map((each, place) => stepCurve(names[place]!, each, value, span, place));
@@ -128,7 +130,7 @@ function StepCurves({ keys, all, span, onSpan }: Several & { span: number; onSpa
   if (steps.every((each) => !each.length)) return <Card title="Loss">{all.every((each) => each.run || each.error) ? <Empty title="No step yet" /> : <Loading />}</Card>;
   return (
     <div class="two">
-      <Card title="Loss" actions={<SmoothingChoice value={span} onChange={onSpan} />}><Chart xLabel="step" yLabel="Loss" curves={loss} /></Card>
+      <Card title="Loss" actions={<SmoothingChoice value={span} n_steps={n_steps} onChange={onSpan} />}><Chart xLabel="step" yLabel="Loss" curves={loss} /></Card>
       <Card title="Active fraction"><Chart xLabel="step" yLabel="Active fraction" yRange={[0, 1]} digits={3} curves={active} /></Card>
     </div>
   );
