@@ -110,10 +110,10 @@ export function Figure({ name, children }: { name: ComponentChildren; children: 
 }
 
 /** A table that scrolls sideways within its card on a narrow screen. */
-export function Table({ caption, children }: { caption: string; children: ComponentChildren }) {
+export function Table({ caption, class: className, children }: { caption: string; class?: string; children: ComponentChildren }) {
   return (
     <div class="table-frame" tabIndex={0} role="region" aria-label={caption}>
-      <table>
+      <table role={className ? "table" : undefined} class={className}>
         <caption class="unseen">{caption}</caption>
         {children}
       </table>

@@ -164,33 +164,34 @@ function Metrics({ keys, all }: Several) {
 }
 
 function MetricTable({ keys, all, caption }: Several & { caption: string }) {
+  const names = shortNames(keys);
   return (
-    <Table caption="Metrics of each run before, at their best and after">
-      <thead>
-        <tr>
-          <th scope="col" rowSpan={2}>Metric</th>
-          {shortNames(keys).map((name) => <th scope="colgroup" colSpan={3} class="run-column"><span class="clipped">{name}</span></th>)}
+    <Table caption="Metrics of each run before, at their best and after" class="of-runs">
+      <thead role="rowgroup">
+        <tr role="row">
+          <th role="columnheader" scope="col" rowSpan={2}>Metric</th>
+          {names.map((name) => <th role="columnheader" scope="colgroup" colSpan={3} class="run-column"><span class="clipped">{name}</span></th>)}
         </tr>
-        <tr>
-          {keys.map(() => ["before", "best", "after"].map((name, place) => <th scope="col" class={place ? "number" : "number run-column"}>{name}</th>))}
+        <tr role="row">
+          {keys.map(() => ["before", "best", "after"].map((name, place) => <th role="columnheader" scope="col" class={place ? "number" : "number run-column"}>{name}</th>))}
         </tr>
       </thead>
-      <tbody>
+      <tbody role="rowgroup">
         {METRICS.map((metric) => {
           const found = all.map((each) => summaryOf(each.epochs, metricName(caption, metric)));
           const top = Math.max(...found.map(({ best }) => best ?? -Infinity));
           return (
-            <tr>
-              <th scope="row">{words(metric)}</th>
-              {found.map(({ before, best, after }) => (
+            <tr role="row">
+              <th role="rowheader" scope="row">{words(metric)}</th>
+              {found.map(({ before, best, after }, place) => (
                 <>
-                  <td class="number run-column">{fixed(before)}</td>
-                  <td class="number">
+                  <td role="cell" class="number run-column" data-run={names[place]}>{fixed(before)}</td>
+                  <td role="cell" class="number">
                     {best !== null && best === top
                       ? <strong class="figure">★ {fixed(best)}<span class="unseen"> the best</span></strong>
                       : fixed(best)}
                   </td>
-                  <td class="number">{fixed(after)}</td>
+                  <td role="cell" class="number">{fixed(after)}</td>
                 </>
               ))}
             </tr>
