@@ -151,7 +151,7 @@ function EvaluationFields({ form, change, problems, stored, check }: Group & { s
       />
       <Problems problems={problems("evaluation")} />
       {form.evaluation === "hold_out" && (
-        <Field label="Share of the data that is held out" problems={problems("hold_out")} hint="not trained on; whole labels where it comes to five or more, so that it tells of labels never seen">
+        <Field label="Share of the data that is held out" problems={problems("hold_out")} hint="not trained on. From a share of five labels on, these are all texts of some labels, and the figures tell how well it does on labels that it has never seen; below, some texts of every label">
           {(marks) => (
             <div class="slider">
               <input {...marks} type="range" min="0.05" max="0.5" step="0.05" value={form.hold_out} onInput={(e) => change({ hold_out: e.currentTarget.value })} />
