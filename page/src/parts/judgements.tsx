@@ -1,8 +1,14 @@
 // What a finished run's verdicts rest on.
+import { capital } from "../format";
 import { usePolled } from "../live";
 import { judgedChanges, over } from "../judged";
 import { type Judgement, runPath, type RunRecord } from "../records";
 import { OUTCOME } from "./basics";
+
+function wordOf({ outcome }: Judgement, isFirst: boolean): string {
+  const word = OUTCOME[outcome]?.word ?? outcome;
+  return isFirst ? capital(word) : word;
+}
 
 /** Nothing before the run has ended, and of one that was not evaluated. */
 export function Judgements({ run }: { run: RunRecord }) {
@@ -16,7 +22,7 @@ export function Judgements({ run }: { run: RunRecord }) {
     <div class="stack tight">
       {found.map(([caption, judgement]) => (
         <p class="long">
-          <strong>{found.length > 1 && <><bdi>{caption}</bdi>: </>}{OUTCOME[judgement.outcome]?.word ?? judgement.outcome}{over(judgement)}</strong>
+          <strong>{found.length > 1 && <><bdi>{caption}</bdi>: </>}{wordOf(judgement, found.length === 1)}{over(judgement)}</strong>
           {judgedChanges(judgement).map(({ name, figure, counts }, place) => (
             <>{place ? ", " : ": "}{name} {counts ? <strong>{figure}</strong> : figure}</>
           ))}.

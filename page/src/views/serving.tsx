@@ -172,7 +172,9 @@ function Curves({ places }: { places: Place[] }) {
   const inMs = (seconds: number | null) => (seconds === null ? null : 1e3 * seconds);
   const chart = (title: string, yLabel: string, leastY: number, curves: Curve[]) => (
     <Card title={title}>
-      <Chart curves={curves} xLabel="minutes" yLabel={yLabel} digits={1} height={170} leastX={1} leastY={leastY} />
+      {curves.some(({ y }) => y.some((value) => value !== null))
+        ? <Chart curves={curves} xLabel="minutes" yLabel={yLabel} digits={1} height={170} leastX={1} leastY={leastY} />
+        : <Empty title="No client has asked yet" />}
     </Card>
   );
   return (
