@@ -158,7 +158,7 @@ function PromoteDialog({ run, onClose }: { run: RunRecord; onClose: () => void }
           </label>
         )}
         <div class="actions">
-          <button type="button" onClick={onClose}>Do not promote</button>
+          <button type="button" onClick={onClose}>Not now</button>
           <button type="submit" class="primary" disabled={isBusy || !name || (isRefused && !isForced)}>{isBusy ? "Loading the model …" : "Promote"}</button>
         </div>
       </form>
