@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from finetuner.encode_routes import Call
-from finetuner.errors import NotFoundError, UnavailableError
+from finetuner.errors import NotFoundError, StartingError, UnavailableError
 from finetuner.wire import DRY_RUN
 
 _CONNECTION_CLOSE = (b"connection", b"close")
@@ -27,6 +27,8 @@ class Availability:
         self._timeout_s = timeout_s
         self._n_in_work = 0
         self._is_stopping = False
+        self._began_at = time.monotonic()
+        self._has_started = False
 
     @property
     def is_stopping(self) -> bool:
@@ -37,15 +39,29 @@ class Availability:
         """Pass when requests are welcome.
 
         :raises UnavailableError: When they are not; the sentence says why.
+        :raises StartingError: When they never were.
         """
         if self._is_stopping:
             raise UnavailableError("the service is stopping")
         try:
             await asyncio.wait_for(self._ask(), self._timeout_s)
         except TimeoutError as exc:
-            raise UnavailableError(
+            raise self.silence(
                 f"a part of the Flow has not answered within {self._timeout_s:g} s"
             ) from exc
+        self._has_started = True
+
+    def silence(self, sentence: str) -> UnavailableError:
+        """Return the error of a part that does not answer: until all have, that is the service's start.
+
+        :param sentence: Says so of a service that has started.
+        """
+        if self._has_started:
+            return UnavailableError(sentence)
+        return StartingError(
+            f"the service has been starting for {time.monotonic() - self._began_at:.0f} s; it answers when "
+            "all its parts do"
+        )
 
     async def _ask(self) -> None:
         await self._call(DRY_RUN, None, {})

@@ -7,11 +7,12 @@ import csv
 import io
 import math
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -22,6 +23,9 @@ _HEADERS = ({"text", "label"}, {"text", "label", "id"}, *PAIR_HEADERS)
 _DELIMITERS = ",;\t|"
 # In characters; what is longer is a text.
 _LONGEST_LABEL = 80
+_ROW = re.compile(r"row (\d+)\b")
+# The cells of a row, behind the line of the file on which it begins: a quoted text may have several.
+_NumberedRow = tuple[int, list[str]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ def read_csv(
     """Read labelled texts, or pairs of texts, from a CSV.
 
     Without a header, two columns are pairs unless ``is_labeled``, and three are pairs with a score; the
-    third must then be a number in every row. Messages count rows without the header.
+    third must then be a number in every row. Messages count rows without the header, and name the line
+    of the file, which an editor shows.
 
     :param file: A path or an open text file.
     :param options: How to read it.
@@ -63,9 +68,10 @@ def read_csv(
     :raises TooLargeError: When it has more rows.
     """
     options = options or CSVOptions()
-    rows = _csv_rows(_csv_content(file, options), options.dialect, max_rows=max_rows)
-    if not rows:
+    numbered = _csv_rows(_csv_content(file, options), options.dialect, max_rows=max_rows)
+    if not numbered:
         raise DataError("the CSV file does not exist or is empty")
+    rows = [row for _, row in numbered]
     header = [cell.strip().lower() for cell in rows[0]]
     has_header = set(header) in _HEADERS and len(set(header)) == len(header)
     is_labeled = options.is_labeled
@@ -73,26 +79,40 @@ def read_csv(
         is_labeled = looks_labelled(rows)
         has_header = is_labeled and _is_first_label_alone(rows)
         header = ["text", "label"]
-    rows = _sample(rows[has_header:], options)
-    if not rows:
+    numbered = _sample(numbered[has_header:], options)
+    if not numbered:
         raise DataError(
             "no row of the CSV is left; it is a header alone, or the options leave none"
         )
-    names = header if has_header else _names_by_columns(rows, is_labeled=bool(is_labeled))
-    return read_rows([dict(zip(names, row, strict=True)) for row in _of_width(rows, len(names))])
+    names = header if has_header else _names_by_columns(numbered, is_labeled=bool(is_labeled))
+    _check_widths(numbered, len(names))
+    try:
+        return read_rows([dict(zip(names, row, strict=True)) for _, row in numbered])
+    except DataError as exc:
+        raise DataError(_with_line(str(exc), numbered)) from exc
 
 
-def _names_by_columns(rows: list[list[str]], *, is_labeled: bool) -> Sequence[str]:
+def _with_line(message: str, numbered: Sequence[_NumberedRow]) -> str:
+    """Return a message about a row with the line on which the row begins."""
+    found = _ROW.match(message)
+    if found is None:
+        return message
+    line = numbered[int(found[1]) - 1][0]
+    return f"CSV {found[0]} (line {line} of the file){message[found.end() :]}"
+
+
+def _names_by_columns(numbered: Sequence[_NumberedRow], *, is_labeled: bool) -> Sequence[str]:
     if is_labeled:
         return ("text", "label")
-    if len(rows[0]) != 3:
+    if len(numbered[0][1]) != 3:
         return ("anchor", "positive")
-    for number, row in enumerate(rows, start=1):
+    for number, (line, row) in enumerate(numbered, start=1):
         if len(row) == 3 and not _is_number(row[2]):
             raise DataError(
-                f"CSV row {number}: the third column must be a number, got `{row[2][:80]}`. Three columns "
-                "without a header are two texts and their score; put quotes around a text that holds "
-                "commas, or name the columns: anchor,positive,negative or sentence1,sentence2,score"
+                f"CSV row {number} (line {line} of the file): the third column must be a number, got "
+                f"`{row[2][:80]}`. Three columns without a header are two texts and their score; put quotes "
+                "around a text that holds commas, or name the columns: anchor,positive,negative or "
+                "sentence1,sentence2,score"
             )
     return ("sentence1", "sentence2", "score")
 
@@ -136,7 +156,7 @@ def _csv_content(file: str | os.PathLike[str] | TextIO, options: CSVOptions) -> 
         ) from exc
 
 
-def _csv_rows(content: str, dialect: str, *, max_rows: int | None) -> list[list[str]]:
+def _csv_rows(content: str, dialect: str, *, max_rows: int | None) -> list[_NumberedRow]:
     # A spreadsheet's byte order mark would be taken for a part of the first column's name.
     content = content.removeprefix("\ufeff")
     file = io.StringIO(content, newline="")
@@ -146,12 +166,21 @@ def _csv_rows(content: str, dialect: str, *, max_rows: int | None) -> list[list[
             if dialect == "auto"
             else csv.reader(file, dialect)
         )
-        rows = list(islice(filter(None, reader), None if max_rows is None else max_rows + 1))
+        rows = list(islice(_numbered(reader), None if max_rows is None else max_rows + 1))
     except csv.Error as exc:
         raise DataError(f"the CSV cannot be read as dialect `{dialect}`: {exc}") from exc
     if max_rows is not None and len(rows) > max_rows:
         raise TooLargeError(f"the CSV has more than {max_rows} rows; store it in parts")
     return rows
+
+
+def _numbered(reader: Any) -> Iterator[_NumberedRow]:
+    """Yield the rows of a CSV reader that are not empty, with the lines on which they begin."""
+    begin = 1
+    for row in reader:
+        if row:
+            yield begin, row
+        begin = reader.line_num + 1
 
 
 def _delimiter(content: str) -> str:
@@ -167,21 +196,20 @@ def _delimiter(content: str) -> str:
     return ","
 
 
-def _sample(rows: list[list[str]], options: CSVOptions) -> list[list[str]]:
+def _sample(rows: list[_NumberedRow], options: CSVOptions) -> list[_NumberedRow]:
     if options.sampling_rate is not None:
         generator = np.random.default_rng(0)
         rows = [row for row in rows if generator.random() < options.sampling_rate]
     return rows if options.size is None else rows[: options.size]
 
 
-def _of_width(rows: list[list[str]], width: int) -> list[list[str]]:
-    for number, row in enumerate(rows, start=1):
+def _check_widths(numbered: Sequence[_NumberedRow], width: int) -> None:
+    for number, (line, row) in enumerate(numbered, start=1):
         if len(row) != width:
             raise DataError(
-                f"CSV row {number} has {_counted(len(row))}, {width} are needed; put quotes around a text "
-                f"that holds commas. The row: `{','.join(row)}`"[:300]
+                f"CSV row {number} (line {line} of the file) has {_counted(len(row))}, {width} are needed; "
+                f"put quotes around a text that holds commas. The row: `{','.join(row)}`"[:300]
             )
-    return rows
 
 
 def _counted(n_columns: int) -> str:

@@ -224,7 +224,9 @@ def _with_ids(data: LabelledTexts) -> LabelledTexts:
     """Give an id to each text without one, and refuse texts that are none."""
     for number, text in enumerate(data.texts, start=1):
         if not text.strip():
-            raise DataError(f"row {number} holds an empty text; leave it out")
+            raise DataError(
+                f"row {number}, a header not counted, holds an empty text; leave it out"
+            )
     return replace(data, ids=[id_ or secrets.token_hex(16) for id_ in data.ids])
 
 

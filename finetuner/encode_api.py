@@ -31,6 +31,7 @@ from finetuner.errors import DeadlineExceededError, UnavailableError
 from finetuner.named_models import NamedModels
 from finetuner.search_api import SearchAPI
 from finetuner.serving_metrics import EncodeMetrics
+from finetuner.warm_up import WarmUp
 from finetuner.watchdog import Watchdog
 
 # A batch that fits a core's cache is a fifth faster than one of four times its size; a GPU wants to be full.
@@ -98,6 +99,9 @@ class EncodeAPI:
         )
         self._models = NamedModels(self._aliases, self._cache)
         self.aliases = AliasAPI(self._aliases, warm=self._models.warm)
+        self._warm_up = WarmUp(
+            self._aliases, self._cache, warm=self._models.warm, max_bytes=max_model_bytes
+        )
         self.search = SearchAPI(
             workspace, cache=self._cache, batcher=self._batcher, find=self._models.locate
         )
@@ -209,6 +213,7 @@ class EncodeAPI:
 
     def close(self) -> None:
         """Finish what was taken, and stop."""
+        self._warm_up.close()
         self.search.close()
         self._batcher.close()
         self._watchdog.close()

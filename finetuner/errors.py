@@ -25,6 +25,7 @@ FinetunerError
 ├─ OverloadedError (RuntimeError)             429  more is waiting than can be answered in time
 │  └─ TooManyFailedLoginsError                     of one address
 ├─ UnavailableError (ConnectionError)         503  a server or an executor does not answer
+│  └─ StartingError                                it has not come so far yet
 ├─ DeadlineExceededError (TimeoutError)       504  not answered within the time that the client gave
 ├─ InsufficientSpaceError (OSError)           507  what was asked for does not fit the disk or quota
 ├─ NotInstalledError (ImportError)            500  a machine cannot load what the work needs
@@ -200,6 +201,10 @@ class UnavailableError(FinetunerError, ConnectionError):
     """A server or an executor does not answer."""
 
     http_status = 503
+
+
+class StartingError(UnavailableError):
+    """The service starts, and answers when all its parts do."""
 
 
 class DeadlineExceededError(FinetunerError, TimeoutError):

@@ -47,7 +47,7 @@ class GuardedHandler:
         try:
             found = await streamer.topology_graph._get_all_endpoints(streamer._connection_pool)
         except Exception as exc:  # grpc raises its own kinds, by transport
-            raise UnavailableError("an executor of the Flow does not answer") from exc
+            raise self.availability.silence("an executor of the Flow does not answer") from exc
         return set(found)
 
     async def call(

@@ -148,5 +148,21 @@ def show_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
         console.print("The run was not evaluated: give fit --hold-out 0.2 or --eval-query.")
         return
     for caption, verdict in metrics["verdicts"].items():
-        console.print(f"{escape(caption)}: {coloured(verdict['outcome'])}")
+        console.print(f"{escape(caption)}: {coloured(verdict['outcome'])}{_grounds(verdict)}")
     console.print(metrics_table(metrics))
+
+
+def _grounds(verdict: Mapping[str, Any]) -> str:
+    """Return what a verdict rests on, a line each; less of one that an earlier version wrote."""
+    n_queries = verdict.get("n_queries")
+    over = (
+        ""
+        if n_queries is None
+        else f", over {n_queries:,} {'query' if n_queries == 1 else 'queries'}"
+    )
+    figures = (
+        f"\n  {name.replace('_', ' ')} {change['after'] - change['before']:+.4f}, "
+        f"standard error {change['standard_error']:.4f}"
+        for name, change in (verdict.get("changes") or {}).items()
+    )
+    return over + escape("".join(figures))

@@ -55,17 +55,19 @@ class Verdict:
 
     :param outcome: REGRESSED when any metric is worse, improved when one is better and none worse.
     :param changes: By metric.
+    :param n_queries: So many were asked, before and after.
     """
 
     outcome: Outcome
     changes: dict[str, Change]
+    n_queries: int
 
     def __str__(self) -> str:
         figures = "; ".join(
             f"{name} {change.before:.5f} -> {change.after:.5f} (+-{change.standard_error:.5f})"
             for name, change in self.changes.items()
         )
-        return f"{self.outcome.value}: {figures}"
+        return f"{self.outcome.value}: {figures}; {self.n_queries} queries"
 
 
 def judge(
@@ -78,11 +80,12 @@ def judge(
     """
     changes = {name: _change(before[name], after[name]) for name in before}
     outcomes = {change.outcome for change in changes.values()}
+    n_queries = len(next(iter(before.values())))
     # In the order of their weight: what got worse is what a user must know.
     for outcome in (Outcome.REGRESSED, Outcome.IMPROVED):
         if outcome in outcomes:
-            return Verdict(outcome, changes)
-    return Verdict(Outcome.UNCHANGED, changes)
+            return Verdict(outcome, changes, n_queries)
+    return Verdict(Outcome.UNCHANGED, changes, n_queries)
 
 
 def _change(before: NDArray[np.float64], after: NDArray[np.float64]) -> Change:

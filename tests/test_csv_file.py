@@ -5,7 +5,7 @@ import io
 import pytest
 
 from finetuner.csv_file import CSVOptions, read_csv, write_csv
-from finetuner.errors import TooLargeError
+from finetuner.errors import DataError, TooLargeError
 from finetuner.pairs import read_rows
 
 TEXTS = [
@@ -110,3 +110,24 @@ def test_without_being_asked_nothing_is_guessed():
     assert [*read_csv(io.StringIO(content)).rows()] == [
         {"anchor": text, "positive": label} for text, label in FAQ
     ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        # An empty line and a text of two lines: an editor counts both, a row is neither.
+        (
+            'text,label\n\n"two\nlines",1\na,b,c\n',
+            r"CSV row 2 \(line 5 of the file\) has 3 columns",
+        ),
+        ("a,b,1\nc,d,x\n", r"CSV row 2 \(line 2 of the file\): the third column must be a number"),
+        (
+            "sentence1,sentence2,score\na,b,1\nc,d,x\n",
+            r"CSV row 2 \(line 3 of the file\): the score must be a number, got `'x'`",
+        ),
+        ("anchor,positive\na, \n", r"CSV row 1 \(line 2 of the file\) holds an empty text"),
+    ],
+)
+def test_a_message_names_the_row_and_its_line(content, message):
+    with pytest.raises(DataError, match=message):
+        read_csv(io.StringIO(content))

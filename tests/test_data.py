@@ -152,8 +152,14 @@ def test_csv_sample_is_the_same_each_time():
     ("content", "message"),
     [
         (b"", "does not exist or is empty"),
-        (b"a,b\nc,d,e\n", "CSV row 2 has 3 columns, 2 are needed; put quotes"),
-        (b"text,label\na,b\nc\n", "CSV row 2 has 1 column, 2 are needed; put quotes"),
+        (
+            b"a,b\nc,d,e\n",
+            r"CSV row 2 \(line 2 of the file\) has 3 columns, 2 are needed; put quotes",
+        ),
+        (
+            b"text,label\na,b\nc\n",
+            r"CSV row 2 \(line 3 of the file\) has 1 column, 2 are needed; put quotes",
+        ),
         (b"text,label\n", "no row of the CSV is left; it is a header alone"),
         ("é,1\n".encode("latin-1"), "is not utf-8 text .*name its encoding"),
     ],

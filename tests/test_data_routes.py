@@ -89,8 +89,12 @@ def test_types_that_are_taken(http, content_type):
     [
         (b"", {}, "the CSV file does not exist or is empty"),
         (b"text,label\n", {}, "no row of the CSV is left"),
-        (b"text,label\na,1,2\n", {}, "CSV row 1 has 3 columns, 2 are needed"),
-        (b"text,label\n ,1\n", {}, "row 1 holds an empty text; leave it out"),
+        (b"text,label\na,1,2\n", {}, "CSV row 1 (line 2 of the file) has 3 columns, 2 are needed"),
+        (
+            b"text,label\n ,1\n",
+            {},
+            "row 1, a header not counted, holds an empty text; leave it out",
+        ),
         ("text,label\nü,1\n".encode("latin-1"), {}, "the CSV is no UTF-8: 'utf-8' codec"),
         (CSV, {"content_type": "application/json"}, "must be text/csv, in UTF-8, got `applicat"),
         (CSV, {"content_type": ""}, "must be text/csv, in UTF-8, got `none`"),

@@ -184,6 +184,8 @@ def test_texts_get_ids_of_their_own(store):
 
 
 def test_empty_texts_are_not_stored(store, tmp_path):
-    with pytest.raises(DataError, match="row 2 holds an empty text; leave it out"):
+    with pytest.raises(
+        DataError, match="row 2, a header not counted, holds an empty text; leave it out"
+    ):
         store.put_texts("x", read_rows([("a", 1), (" ", 1)]))
     assert store.list() == []

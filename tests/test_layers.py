@@ -72,7 +72,7 @@ ORDER = (
     *("identity", "run_keys", "run_index", "run_store", "starting_model", "resubmission", "space"),
     *("aliases", "targets", "alias_store", "alias_api", "retention"),
     *("encoder_cache", "serving_metrics", "encode_parameters", "encode_request"),
-    *("watchdog", "text_index", "named_models", "search_api", "encode_api"),
+    *("watchdog", "text_index", "named_models", "warm_up", "search_api", "encode_api"),
     *("corpus_files", "corpus_parts", "corpus_lines", "corpus_parquet", "corpus_rows"),
     *("corpus_output", "corpus", "ray_cluster", "corpus_ray"),
     *("run_data", "logger_backends", "loggers", "monitoring", "submission", "request_check"),

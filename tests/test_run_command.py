@@ -126,6 +126,15 @@ def test_metrics_before_best_and_after(fake, command):
     assert orjson.loads(command("metrics", "one", "--json").stdout) == METRICS
 
 
+def test_a_verdict_says_what_it_rests_on(fake, command):
+    change = {"before": 0.5, "after": 0.625, "standard_error": 0.014}
+    verdict = {"outcome": "improved", "n_queries": 20, "changes": {"average_precision": change}}
+    fake.answers["GET /runs/one/metrics"] = METRICS | {"verdicts": {"model": verdict}}
+    assert command("metrics", "one").stdout.startswith(
+        "model: improved, over 20 queries\n  average precision +0.1250, standard error 0.0140\n"
+    )
+
+
 def test_metrics_of_a_run_that_was_not_evaluated(fake, command):
     empty = {"before": {}, "after": {}, "epochs": [], "verdicts": {}}
     fake.answers["GET /runs/one/metrics"] = empty

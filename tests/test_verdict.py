@@ -10,7 +10,9 @@ def test_standard_error_by_hand():
     """Gains .5, 0, .25, .25: mean .25, variance (.0625 + .0625) / 3."""
     before = {"hit_at_k": np.array([0.0, 0.5, 0.5, 0.75])}
     after = {"hit_at_k": np.array([0.5, 0.5, 0.75, 1.0])}
-    change = judge(before, after).changes["hit_at_k"]
+    verdict = judge(before, after)
+    assert verdict.n_queries == 4
+    change = verdict.changes["hit_at_k"]
     assert (change.before, change.after) == (0.4375, 0.6875)
     assert change.standard_error == pytest.approx(math.sqrt(0.125 / 3) / 2)
     assert change.outcome is Outcome.IMPROVED  # .25 against two errors of .102
@@ -42,6 +44,7 @@ def test_one_metric_that_is_worse_outweighs_the_others(gains, outcome):
     verdict = judge(before, after)
     assert verdict.outcome.value == outcome
     assert str(verdict).startswith(f"{outcome}: a 0.50000 -> 0.")
+    assert str(verdict).endswith("; 50 queries")
 
 
 def test_one_query_alone():

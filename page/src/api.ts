@@ -18,6 +18,10 @@ export class ApiError extends Error {
   get isAway(): boolean {
     return this.status === 0 || this.status === 503;
   }
+
+  get isStarting(): boolean {
+    return this.kind === "StartingError";
+  }
 }
 
 /** The token that requests carry; kept for this tab alone. */
@@ -26,6 +30,8 @@ export const token = signal(sessionStorage.getItem(TOKEN_KEY) ?? "");
 export const needsToken = signal(false);
 /** Whether the last request got through to the server. */
 export const isAway = signal(false);
+/** What the server says of its start; empty when it does not start. */
+export const starting = signal("");
 
 export function setToken(value: string): void {
   token.value = value;
@@ -70,10 +76,12 @@ export async function send(method: string, path: string, request: Request = {}):
   } catch (error) {
     if (request.signal?.aborted) throw error;
     isAway.value = true;
+    starting.value = "";
     throw new ApiError(0, "Unreachable", "The server does not answer.");
   }
   if (!response.ok) throw await refusal(response);
   isAway.value = false;
+  starting.value = "";
   return response;
 }
 
@@ -89,7 +97,9 @@ async function refusal(response: Response): Promise<ApiError> {
   }
   if (response.status === 401) needsToken.value = true;
   isAway.value = response.status === 503 || response.status === 502;
-  return new ApiError(response.status, kind, detail);
+  const error = new ApiError(response.status, kind, detail);
+  starting.value = error.isStarting ? detail : "";
+  return error;
 }
 
 export async function get<T>(path: string, query: Query = {}, signal?: AbortSignal): Promise<T> {

@@ -20,3 +20,23 @@ export function hasKnownHeader(start: string): boolean {
 export function isReading(form: string | undefined): form is Reading {
   return form !== undefined && Object.hasOwn(READINGS, form);
 }
+
+const CELL = /^\s*(?:"((?:[^"]|"")*)"|([^"\r\n]*?))\s*$/;
+
+/** Return the two cells of a file's first row; null when it has not two. */
+export function firstPair(start: string): [string, string] | null {
+  const row = start.replace(/^\uFEFF/, "").trimStart().split(/[\r\n]/)[0]!;
+  for (const delimiter of ",;\t|") {
+    const cells = row.split(delimiter).map((cell) => CELL.exec(cell));
+    if (cells.length === 2 && cells.every((cell) => cell !== null)) {
+      const [first, second] = cells.map((cell) => (cell![1]?.replaceAll('""', '"') ?? cell![2]!).trim());
+      return [first!, second!];
+    }
+  }
+  return null;
+}
+
+/** Whether a file's first row was taken for names of columns: then neither of its cells stands in the first row that was read. */
+export function isNames([first, second]: [string, string], read: Record<string, unknown> | undefined): boolean {
+  return read !== undefined && read.text !== undefined && read.text !== first && read.label !== second;
+}

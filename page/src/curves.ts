@@ -137,3 +137,10 @@ export function summaryOf(epochs: Epoch[], name: string): Summary {
     after: tuned.at(-1)?.metrics[name] ?? null,
   };
 }
+
+const SPANS = [1, 10, 50, 200];
+
+/** Return over how many steps curves of so many can be smoothed: not over more than half of them. */
+export function spansFor(n_steps: number): number[] {
+  return SPANS.filter((span) => span === 1 || 2 * span <= n_steps);
+}

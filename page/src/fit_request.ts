@@ -1,4 +1,6 @@
 // The form of a new run as a request, and the request as Python, curl and command.
+import { plural } from "./format";
+import type { Check } from "./records";
 import type { Json } from "./source_text";
 
 export type Evaluation = "hold_out" | "separate" | "none";
@@ -104,6 +106,35 @@ export function fitted(form: Form, dataForm: string, chosen: Chosen): Form {
   const isScored = dataForm === "scored pairs"; // they have no labels to search by
   const evaluated: Form = chosen.evaluation ? form : { ...form, evaluation: isScored ? "none" : "hold_out" };
   return chosen.loss ? evaluated : withLoss(evaluated, recommendedLoss(dataForm).name);
+}
+
+// Below so many steps in all a run has hardly begun.
+const ENOUGH_STEPS = 60;
+const MOST_EPOCHS = 30;
+
+/** Return about how many steps an epoch has; undefined before the server has looked at the data. */
+export function stepsAnEpoch(form: Form, check: Pick<Check, "train_data" | "evaluation"> | undefined): number | undefined {
+  const batchSize = Number(form.batch_size);
+  if (!check?.train_data || !(batchSize > 0)) return undefined;
+  const n_held = form.evaluation === "hold_out" ? check.evaluation?.n_queries ?? 0 : 0;
+  return Math.max(1, Math.ceil((check.train_data.n_texts - n_held) / batchSize));
+}
+
+/** Return what to think of a number of epochs, by the steps that they come to. */
+export function epochsHint(form: Form, n_steps: number | undefined): string {
+  const n_epochs = Number(form.epochs);
+  if (n_steps === undefined || !(n_epochs > 0)) return "times through all texts";
+  const all = `about ${plural(n_steps * n_epochs, "step")} in all`;
+  if (n_steps * n_epochs >= ENOUGH_STEPS) return `times through all texts: ${all}; 1 to 3 are mostly enough`;
+  const more = Math.min(MOST_EPOCHS, Math.ceil(ENOUGH_STEPS / n_steps));
+  return `times through all texts: ${all}, which is few${more > n_epochs ? `; with so few texts try ${more}` : ""}`;
+}
+
+/** Return how many example queries there will be. */
+export function examplesHint(form: Form, check: Pick<Check, "evaluation"> | undefined): string {
+  const n_queries = check?.evaluation?.n_queries;
+  const kept = "whose results are kept, to read them afterwards";
+  return n_queries !== undefined && n_queries < Number(form.n_examples) ? `${kept}; here all ${plural(n_queries, "query", "queries")}` : kept;
 }
 
 /** Return what is missing before the server need be asked, by field. */

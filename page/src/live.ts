@@ -1,10 +1,12 @@
 // Keeps what is shown as new as the server's: by asking again, and by streams that go on after a restart.
 import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
-import { ApiError, get, isAway, needsToken, type Query, send, token } from "./api";
+import { ApiError, get, isAway, needsToken, type Query, send, starting, token } from "./api";
 import { ByteLines } from "./byte_lines";
 
 const LONGEST_PAUSE_MS = 8_000;
+// A start is soon over, and whoever waits for it looks on.
+const START_PAUSE_MS = 1_000;
 
 export interface Polled<T> {
   value: T | undefined;
@@ -66,7 +68,7 @@ export function asApiError(thrown: unknown): ApiError {
 }
 
 function pauseAfter(n_failed: number): number {
-  return Math.min(LONGEST_PAUSE_MS, 500 * 2 ** (n_failed - 1));
+  return Math.min(starting.value ? START_PAUSE_MS : LONGEST_PAUSE_MS, 500 * 2 ** (n_failed - 1));
 }
 
 function pause(ms: number, signal: AbortSignal): Promise<void> {

@@ -1,7 +1,8 @@
 // The frame of the page: where to go, what is wrong with the connection, and the view that is open.
 import { render } from "preact";
 import { useEffect, useState } from "preact/hooks";
-import { isAway, needsToken, setToken, token } from "./api";
+import { isAway, needsToken, setToken, starting, token } from "./api";
+import { capital } from "./format";
 import { Dialog, ErrorNote } from "./parts/basics";
 import { Lazy, type Load } from "./parts/lazy";
 import { type Route, route, to } from "./route";
@@ -39,9 +40,9 @@ function Page() {
     <>
       <a class="skip" href="#main" onClick={skip}>Skip to the content</a>
       <Head open={name} />
-      {isAway.value && (
-        <div class="away" role="status">The service does not answer. Trying again; what is shown may be old.</div>
-      )}
+      {isAway.value && (starting.value
+        ? <div class="away starting" role="status">{capital(starting.value)}. This page goes on by itself then.</div>
+        : <div class="away" role="status">The service does not answer. Trying again; what is shown may be old.</div>)}
       <main id="main" tabIndex={-1}>
         {view
           ? <Lazy key={name} load={view.load} props={{ route: route.value }} />

@@ -9,6 +9,8 @@ export interface Side {
 }
 
 const UNTUNED = "untuned:";
+/** Stands for no side; no run can be called so. */
+export const NOBODY = "-";
 
 /** Return a side as the address and the choices name it. */
 export function sideName({ artifact, untuned }: Side): string {
@@ -18,6 +20,13 @@ export function sideName({ artifact, untuned }: Side): string {
 export function sideOf(name: string): Side {
   const untuned = name.startsWith(UNTUNED);
   return { artifact: untuned ? name.slice(UNTUNED.length) : name, untuned };
+}
+
+/** Return the model that a side is looked at beside: the one that its run began with, or of that one the tuned. */
+export function otherSide({ artifact, untuned }: Side, models: Model[]): Side {
+  const named = models.find(({ id }) => id === artifact);
+  const run = models.find(({ kind, artifact_id }) => kind === "run" && artifact_id === named?.artifact_id);
+  return { artifact: run?.id ?? artifact, untuned: !untuned };
 }
 
 /** Return the newest run and the model that it began with; null when there is none. */

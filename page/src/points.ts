@@ -1,8 +1,8 @@
 // Points of a map: their colours, their bounds, and where they are between before and after.
 import type { Point } from "./records";
 
-/** Labels that get a colour of their own; the others share a grey. */
-export const N_COLOURS = 8;
+/** Labels that get a colour of their own; the others share a grey, as which the eighth colour could be taken. */
+export const N_COLOURS = 7;
 
 /** Return the most frequent labels with the place of their colour, the most frequent first; ties by name. */
 export function colourPlaces(labels: (string | null)[], n = N_COLOURS): Map<string, number> {

@@ -35,6 +35,13 @@ export interface RunRecord {
   position?: number | null;
 }
 
+/** What a verdict rests on, by the metrics that are judged; one of an earlier version has no `n_queries`. */
+export interface Judgement {
+  outcome: Outcome;
+  n_queries?: number;
+  changes: Record<string, { before: number; after: number; standard_error: number }>;
+}
+
 export interface RunPage {
   items: RunRecord[];
   total: number;

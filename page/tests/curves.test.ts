@@ -1,13 +1,17 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import {
-  captionsOf, decimated, epochPlace, evaluationsByPlace, inOrder, METRICS, mostOf, smoothed, summaryOf, thinned, throughput,
+  captionsOf, decimated, epochPlace, evaluationsByPlace, inOrder, METRICS, mostOf, smoothed, spansFor, summaryOf, thinned, throughput,
 } from "../src/curves";
 import type { Epoch, Step } from "../src/records";
 
 function step(n_steps_done: number, more: Partial<Step> = {}): Step {
   return { epoch: 1, step: n_steps_done, n_steps: 100, loss: 0, batch_loss: 0, active: 1, learning_rate: 0, n_steps_done, ...more };
 }
+
+test("curves are smoothed over half their steps at most", () => {
+  assert.deepEqual([6, 20, 99, 1_000].map(spansFor), [[1], [1, 10], [1, 10], [1, 10, 50, 200]]);
+});
 
 test("smoothing over two values, by hand", () => {
   // weights 1/2, 1 and 1/4, 1/2, 1

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { moves, newestSides, runOf, searchedOf, sideName, sideOf } from "../src/moves";
+import { moves, newestSides, otherSide, runOf, searchedOf, sideName, sideOf } from "../src/moves";
 import type { Hit, Model, RunRecord, StoredData } from "../src/records";
 
 const hits = (...texts: string[]): Hit[] => texts.map((text) => ({ text, label: "1", score: 0 }));
@@ -28,6 +28,12 @@ test("the newest run stands against the model it began with; an alias is no run"
     { artifact: "banking/second", untuned: false }, { artifact: "banking/second", untuned: true },
   ]);
   assert.equal(newestSides([MODELS[2]!]), null);
+});
+
+test("beside an alias stands what its run began with, which can be chosen", () => {
+  assert.deepEqual(otherSide({ artifact: "prod", untuned: false }, MODELS), { artifact: "first", untuned: true });
+  assert.deepEqual(otherSide({ artifact: "banking/second", untuned: true }, MODELS), { artifact: "banking/second", untuned: false });
+  assert.deepEqual(otherSide({ artifact: "gone", untuned: false }, MODELS), { artifact: "gone", untuned: true });
 });
 
 test("an alias stands for its run, a run for itself", () => {

@@ -11,6 +11,7 @@ import pytest
 import requests
 import torch
 from browser.conftest import serving
+from flows.conftest import Server
 
 from finetuner.access import Scope, TokenStore
 from finetuner.config import RunConfig
@@ -187,6 +188,15 @@ def test_two_models_are_tried_beside_each_other(server, open_page):
     request = {"data": [{"text": "one a"}], "parameters": {"artifact": "first", "limit": 3}}
     best = server.post("/search", json=request).json()["results"][0]
     assert best["text"] in lists.first.get_by_role("listitem").first.inner_text()
+    second = page.get_by_label(re.compile("^Second model"))
+    second.select_option("none")
+    _until(lambda: lists.count() == 1)
+
+
+def test_an_alias_stands_beside_what_its_run_began_with(server, open_page):
+    page = open_page(server, "#/try?a=prod")
+    second = page.get_by_label(re.compile("^Second model"))
+    assert second.locator("option:checked").inner_text() == "untuned model of first"
 
 
 def test_serving_says_when_nobody_asks(server, open_page):
@@ -248,8 +258,11 @@ def test_from_a_csv_to_a_served_model_by_the_page_alone(server, open_page, tmp_p
     page.get_by_role("button", name=re.compile("^Start")).click()
     page.wait_for_url("**/#/runs/default/by-hand")
     page.get_by_text("finished").first.wait_for(timeout=90_000)
+    (judged,) = server.get("/runs/by-hand/metrics").json()["verdicts"].values()
+    page.get_by_text(re.compile(f"over {judged['n_queries']} queries: ")).wait_for()
     page.get_by_role("button", name="Promote").click()
     dialog = page.get_by_role("dialog")
+    dialog.get_by_text("An alias takes a run that improved").wait_for()
     dialog.get_by_role("textbox").first.fill("shop")
     # A tiny model with random weights may not improve: then the dialog says so, and one may insist.
     is_worse = server.get("/runs/by-hand").json()["verdict"] != "improved"
@@ -287,6 +300,16 @@ def test_an_upload_without_a_header_can_be_read_the_other_way(
     page.get_by_label("A CSV to upload").set_input_files(csv)
     page.get_by_role("button", name="Replace it").click()
     rows_are.wait_for(state="detached")  # its header says what the columns are
+
+
+def test_a_header_of_other_names_is_said_to_be_one(server, open_page, tmp_path):
+    csv = tmp_path / "shop.csv"
+    rows = "\n".join(f"text {i},label {i % 4}" for i in range(24))
+    csv.write_text(f"Question,Topic\n{rows}")
+    page = open_page(server, "#/new")
+    page.get_by_label("A CSV to upload").set_input_files(csv)
+    page.get_by_text("its first row, Question, Topic, was taken for the names").wait_for()
+    page.get_by_text(re.compile(r"about 3 steps in all, which is few")).wait_for()
 
 
 def test_a_problem_is_told_before_anything_starts(server, open_page, tmp_path):
@@ -328,6 +351,20 @@ def test_the_page_goes_on_after_a_restart(tmp_path, tiny_model_folder, open_page
             shown = log.inner_text().strip().splitlines()
             written = second.get("/runs/long/logs").text.splitlines()[: len(shown)]
             assert [line.strip() for line in shown] == [line.strip() for line in written]
+
+
+def test_while_the_service_starts_the_page_says_so_and_goes_on_by_itself(tmp_path, open_page):
+    server = Server(tmp_path / "workspace", tmp_path / "server.txt")
+    try:
+        _until(server.is_listening, timeout_s=60)
+        page = open_page(server)
+        page.get_by_text(re.compile(r"The service has been starting for \d+ s")).wait_for()
+        assert not page.get_by_text("does not answer").count()
+        assert not page.get_by_role("alert").count()
+        page.get_by_text("No run yet").wait_for(timeout=90_000)
+        assert not page.get_by_text("has been starting").count()
+    finally:
+        server.kill_group()
 
 
 def test_five_thousand_runs(tmp_path, open_page):

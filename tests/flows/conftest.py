@@ -66,6 +66,12 @@ class Server:
             assert time.monotonic() < deadline, f"it did not get ready: {self.log.read_text()}"
             time.sleep(0.2)
 
+    def is_listening(self):
+        try:
+            return self.get("/livez").ok
+        except requests.RequestException:
+            return False
+
     def _is_ready(self):
         try:
             return self.get("/readyz").ok

@@ -52,7 +52,7 @@ export function AliasDialog({ alias, models, onDone, onClose }: { alias: Alias |
     <Dialog title={alias ? `What ${alias.name} points to` : "New alias"} onClose={onClose}>
       <form class="stack" onSubmit={(event) => void submit(event)}>
         {!alias && <TextField label="Name" value={aim.name} onChange={(name) => change({ name })} placeholder="prod" hint="what clients ask for; letters, digits, . _ -" />}
-        <Field label="Run" hint="its model is loaded before anything is asked of it">
+        <Field label="Run" hint="one that improved its model, or any when you say so below; it is loaded before anything is asked of it">
           {(marks) => <RunSelect {...marks} runs={runs} value={aim.run} none="Choose a run" onChange={(run) => change({ run })} />}
         </Field>
         <Field label="Split with" hint="a second run that answers a share of the clients; one client always gets the same run">
@@ -77,7 +77,7 @@ export function AliasDialog({ alias, models, onDone, onClose }: { alias: Alias |
         </label>
         {error && <ErrorNote error={error} />}
         <div class="actions">
-          <button type="button" onClick={onClose}>Leave it</button>
+          <button type="button" onClick={onClose}>Change nothing</button>
           <button type="submit" class="primary" disabled={!aim.run || !aim.name.trim() || isSending}>
             {isSending ? "Loading the model …" : alias ? "Change it" : "Make it"}
           </button>

@@ -1,7 +1,7 @@
 // Small parts that every view is made of.
 import type { ComponentChildren } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
-import type { ApiError } from "../api";
+import { ApiError } from "../api";
 import { duration, percent } from "../format";
 import { phaseOf } from "../phase";
 import type { Outcome, Progress, Status } from "../records";
@@ -58,8 +58,9 @@ export function ProgressBar({ progress, details }: { progress: Progress; details
   );
 }
 
-/** An error, with what the server said of it. */
+/** An error, with what the server said of it; that it starts is none. */
 export function ErrorNote({ error, onRetry }: { error: ApiError | Error; onRetry?: () => void }) {
+  if (error instanceof ApiError && error.isStarting) return <Loading what="Waiting for the service" />;
   return (
     <div class="note bad" role="alert">
       <p>{error.message}</p>
@@ -109,10 +110,10 @@ export function Figure({ name, children }: { name: ComponentChildren; children: 
 }
 
 /** A table that scrolls sideways within its card on a narrow screen. */
-export function Table({ caption, children }: { caption: string; children: ComponentChildren }) {
+export function Table({ caption, class: className, children }: { caption: string; class?: string; children: ComponentChildren }) {
   return (
     <div class="table-frame" tabIndex={0} role="region" aria-label={caption}>
-      <table>
+      <table role={className ? "table" : undefined} class={className}>
         <caption class="unseen">{caption}</caption>
         {children}
       </table>
@@ -143,7 +144,7 @@ export function Confirm(
     <Dialog title={title} onClose={onClose}>
       <div>{children}</div>
       <div class="actions">
-        <button type="button" onClick={onClose}>Leave it</button>
+        <button type="button" onClick={onClose}>Change nothing</button>
         <button type="button" class="danger" onClick={() => (onYes(), onClose())}>{verb}</button>
       </div>
     </Dialog>

@@ -123,9 +123,14 @@ function settings(options: ChartOptions, width: number): uPlot.Options {
   };
 }
 
+/** Return an axis from 0 with so much room below that a curve at 0 is not cut in half. */
+function fromZero(top: number): [number, number] {
+  return [-top / 50, top];
+}
+
 function vertical({ yRange, leastY, mostY = Infinity }: ChartOptions): uPlot.Scale {
   if (yRange) return { range: yRange };
-  if (leastY !== undefined) return { range: (_, __, high) => [0, Math.max(leastY, 1.1 * (high ?? 0))] };
+  if (leastY !== undefined) return { range: (_, __, high) => fromZero(Math.max(leastY, 1.1 * (high ?? 0))) };
   return {
     range: (_, low, high) => {
       if (low === null) return [low, high]; // nothing yet

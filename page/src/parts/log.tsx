@@ -1,6 +1,7 @@
 // A run's log, as it comes.
 import { useEffect, useRef, useState } from "preact/hooks";
 import { download } from "../api";
+import { duration } from "../format";
 import { asApiError, useFollowed } from "../live";
 import { hasEnded, runPath, type RunRecord } from "../records";
 import { Card, Empty, ErrorNote, Loading } from "./basics";
@@ -30,8 +31,18 @@ export function LogCard({ run }: { run: RunRecord }) {
       {items.length > 0 && <Lines lines={items} wraps={wraps} />}
       {!items.length && !error && (hasEnded(run.status)
         ? isThere ? <Empty title="It wrote nothing" /> : <Loading what="Loading the log" />
-        : <Empty title="Nothing yet"><p>The log begins when a worker takes the run.</p></Empty>)}
+        : <NothingYet run={run} />)}
     </Card>
+  );
+}
+
+function NothingYet({ run: { status, details, changed_at } }: { run: RunRecord }) {
+  if (status !== "STARTED") return <Empty title="Nothing yet"><p>The log begins when a worker takes the run.</p></Empty>;
+  const seconds = (Date.now() - Date.parse(changed_at ?? "")) / 1e3;
+  return (
+    <Empty title={`${details} …`}>
+      <p>{Number.isFinite(seconds) && `For ${duration(seconds)} so far. `}The log begins when the model and its data are loaded.</p>
+    </Empty>
   );
 }
 

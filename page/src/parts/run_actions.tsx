@@ -133,6 +133,8 @@ function PromoteDialog({ run, onClose }: { run: RunRecord; onClose: () => void }
     <Dialog title="Promote this run" onClose={onClose}>
       <form class="stack" onSubmit={promote}>
         <p>Requests that name the alias are answered by this run's model. It is loaded first, so nobody waits.</p>
+        <p class="quiet">An alias takes a run that improved on one of its evaluations at least and got worse on none, or one that you insist on.</p>
+        {isRefused && <Note tone="warn"><p>{whyNot(run)}</p></Note>}
         <label>
           Alias
           <input value={name} required autocomplete="off" onInput={(e) => setName(e.currentTarget.value.trim())} />
@@ -147,17 +149,16 @@ function PromoteDialog({ run, onClose }: { run: RunRecord; onClose: () => void }
             </div>
           </fieldset>
         )}
-        <p class="quiet" aria-live="polite">{consequence(name, present, run)}</p>
-        {isRefused && <Note tone="warn"><p>{whyNot(run)}</p></Note>}
+        <p class="quiet" aria-live="polite">{(!isRefused || isForced) && consequence(name, present, run)}</p>
         {error && <ErrorNote error={error} />}
         {(isRefused || error?.kind === "PromotionRefusedError") && (
           <label class="inline">
             <input type="checkbox" checked={isForced} onChange={(e) => setIsForced(e.currentTarget.checked)} />
-            Serve it all the same
+            Promote it all the same
           </label>
         )}
         <div class="actions">
-          <button type="button" onClick={onClose}>Leave it</button>
+          <button type="button" onClick={onClose}>Not now</button>
           <button type="submit" class="primary" disabled={isBusy || !name || (isRefused && !isForced)}>{isBusy ? "Loading the model …" : "Promote"}</button>
         </div>
       </form>
@@ -166,13 +167,13 @@ function PromoteDialog({ run, onClose }: { run: RunRecord; onClose: () => void }
 }
 
 function whyNot({ verdict }: RunRecord): string {
-  if (!verdict) return "This run was not evaluated, so nobody knows whether it is better.";
-  return `This run did not measure better (${OUTCOME[verdict].word}).`;
+  if (!verdict) return "This run was not evaluated, so nobody knows whether it is better. It can be promoted if you insist below.";
+  return `This run did not measure better (${OUTCOME[verdict].word}). It can be promoted if you insist below.`;
 }
 
 function consequence(name: string, present: Alias | undefined, run: RunRecord): string {
   if (!name) return "";
-  if (!present) return `${name} is new.`;
+  if (!present) return `${name} is a new alias, made by this.`;
   const answering = present.shares.map((share) => share.run);
   if (answering.length === 1 && answering[0] === runKey(run) && !present.shadow) return `${name} points to this run already.`;
   const ended = [answering.length > 1 && "its split ends", present.shadow && "its shadow ends"].filter(Boolean);
@@ -189,7 +190,7 @@ function Promoted({ name, run, onClose }: { name: string; run: RunRecord; onClos
         <Code label="Command that uses the alias" text={`curl${head} -d '${body}' ${location.origin}/encode`} />
       </div>
       <div class="actions">
-        <button type="button" onClick={onClose}>Good</button>
+        <button type="button" onClick={onClose}>Close</button>
         <a class="button primary" href={to(["try"], { a: name })}>Try it</a>
       </div>
     </Dialog>

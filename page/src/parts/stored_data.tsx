@@ -1,11 +1,11 @@
 // Data on the server: choose, upload, delete.
 import { useEffect, useRef, useState } from "preact/hooks";
 import { ApiError, put, remove } from "../api";
-import { HEADER_BYTES, hasKnownHeader, isReading, type Reading, READINGS } from "../columns";
+import { firstPair, HEADER_BYTES, hasKnownHeader, isNames, isReading, type Reading, READINGS } from "../columns";
 import { dataName } from "../fit_request";
 import { ago, plural, size } from "../format";
 import { asApiError, type Polled } from "../live";
-import { dataPath, type StoredData } from "../records";
+import { type DataReport, dataPath, type StoredData } from "../records";
 import { Confirm, Dialog, Empty, ErrorNote, Loading } from "./basics";
 import { Field } from "./field";
 
@@ -21,8 +21,10 @@ export interface DataChoiceOptions {
 export interface Uploaded {
   name: string;
   file: File;
-  /** Whether its first row names the columns. */
+  /** Whether its first row has names of columns that the server knows. */
   hasHeader: boolean;
+  /** What stands in its first row, where that is two columns. */
+  firstRow: [string, string] | null;
 }
 
 async function upload(name: string, file: File, is_labeled?: boolean): Promise<void> {
@@ -66,7 +68,7 @@ export function DataChoice({ stored, value, onChange, onUpload }: DataChoiceOpti
                 <input type="radio" name="stored-data" checked={entry.name === value} onChange={() => onChange(entry.name)} />
                 <span>
                   <bdi class="name">{entry.name}</bdi>
-                  <small>{plural(entry.n_documents, "row")} · {size(entry.size_bytes)} · {ago(entry.created_at)}</small>
+                  <small>{plural(entry.n_documents, "row")} · {size(entry.size_bytes)} as stored · {ago(entry.created_at)}</small>
                 </span>
               </label>
               <button type="button" class="plain small" onClick={() => setDoomed(entry)}>
@@ -88,7 +90,7 @@ export function DataChoice({ stored, value, onChange, onUpload }: DataChoiceOpti
 }
 
 /** What the rows of an uploaded file were read as, and a way to read it otherwise. */
-export function ReadAs({ uploaded, form, onRead }: { uploaded: Uploaded; form?: string; onRead: () => void }) {
+export function ReadAs({ uploaded, form, preview, onRead }: { uploaded: Uploaded; form?: string; preview?: DataReport["preview"]; onRead: () => void }) {
   // Stays while the server is asked again, so that the focus does.
   const [reading, setReading] = useState<Reading | null>(null);
   const [isSending, setIsSending] = useState(false);
@@ -110,9 +112,13 @@ export function ReadAs({ uploaded, form, onRead }: { uploaded: Uploaded; form?: 
     }
     setIsSending(false);
   };
+  const { firstRow } = uploaded;
+  const says = firstRow && isNames(firstRow, preview?.[0])
+    ? `its first row, ${firstRow.join(", ")}, was taken for the names of the two columns, in this order`
+    : "its first row names no columns that are known";
   return (
     <div class="stack near">
-      <Field label="Rows are" hint={isSending ? "reading the file again …" : "its first row does not say so; choose the other when this is wrong"}>
+      <Field label="Rows are" hint={isSending ? "reading the file again …" : `${says}; choose the other when this is wrong`}>
         {(marks) => (
           <select {...marks} value={reading} aria-busy={isSending} onChange={(event) => !isSending && void read(event.currentTarget.value as Reading)}>
             {Object.entries(READINGS).map(([name, words]) => <option value={name}>{words}</option>)}
@@ -136,10 +142,10 @@ function Upload({ stored, onDone }: { stored: Polled<{ items: StoredData[] }>; o
   const send = async (file: File, name: string) => {
     setWaiting({ file, state: "sending" });
     try {
-      const hasHeader = hasKnownHeader(await file.slice(0, HEADER_BYTES).text());
+      const start = await file.slice(0, HEADER_BYTES).text();
       await upload(name, file);
       stored.refresh();
-      onDone({ name, file, hasHeader });
+      onDone({ name, file, hasHeader: hasKnownHeader(start), firstRow: firstPair(start) });
     } catch (thrown) {
       setError(asApiError(thrown));
     }

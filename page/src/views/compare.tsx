@@ -1,7 +1,7 @@
 // Several runs beside each other: curves, metrics, and the settings that differ.
 import { useSignal } from "@preact/signals";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
-import { captionsOf, evaluationsByPlace, inOrder, metricName, METRICS, mostOf, smoothed, summaryOf, thinned } from "../curves";
+import { captionsOf, evaluationsByPlace, inOrder, metricName, METRICS, mostOf, smoothed, spansFor, summaryOf, thinned } from "../curves";
 import { fixed, words } from "../format";
 import { fromJson, useFollowed, useNewLines, usePolled } from "../live";
 import { Card, Empty, ErrorNote, Loading, OutcomeBadge, StatusBadge, Table } from "../parts/basics";
@@ -69,7 +69,7 @@ function Beside({ keys, loaded }: { keys: string[]; loaded: Record<string, Loade
   return (
     <div class="stack">
       <Heads keys={keys} all={all} />
-      <StepCurves keys={keys} all={all} span={span} onSpan={setSpan} />
+      <StepCurves keys={keys} all={all} wanted={span} onSpan={setSpan} />
       <Metrics keys={keys} all={all} />
       <SettingsTable keys={keys} all={all} />
     </div>
@@ -117,9 +117,11 @@ function shortNames(keys: string[]): string[] {
 
 const N_POINTS = 1_000;
 
-function StepCurves({ keys, all, span, onSpan }: Several & { span: number; onSpan: (span: number) => void }) {
+function StepCurves({ keys, all, wanted, onSpan }: Several & { wanted: number; onSpan: (span: number) => void }) {
   const names = shortNames(keys);
   const steps = all.map((each) => each.steps);
+  const n_steps = Math.max(...steps.map((each) => each.length));
+  const span = Math.min(wanted, spansFor(n_steps).at(-1)!);
   const [loss, active] = useMemo(() => {
     const ordered = steps.map(inOrder);
     const curves = (value: (step: Step) => number) => ordered.map((each, place) => stepCurve(names[place]!, each, value, span, place));
@@ -128,7 +130,7 @@ function StepCurves({ keys, all, span, onSpan }: Several & { span: number; onSpa
   if (steps.every((each) => !each.length)) return <Card title="Loss">{all.every((each) => each.run || each.error) ? <Empty title="No step yet" /> : <Loading />}</Card>;
   return (
     <div class="two">
-      <Card title="Loss" actions={<SmoothingChoice value={span} onChange={onSpan} />}><Chart xLabel="step" yLabel="Loss" curves={loss} /></Card>
+      <Card title="Loss" actions={<SmoothingChoice value={span} n_steps={n_steps} onChange={onSpan} />}><Chart xLabel="step" yLabel="Loss" curves={loss} /></Card>
       <Card title="Active fraction"><Chart xLabel="step" yLabel="Active fraction" yRange={[0, 1]} digits={3} curves={active} /></Card>
     </div>
   );
@@ -162,33 +164,34 @@ function Metrics({ keys, all }: Several) {
 }
 
 function MetricTable({ keys, all, caption }: Several & { caption: string }) {
+  const names = shortNames(keys);
   return (
-    <Table caption="Metrics of each run before, at their best and after">
-      <thead>
-        <tr>
-          <th scope="col" rowSpan={2}>Metric</th>
-          {shortNames(keys).map((name) => <th scope="colgroup" colSpan={3} class="run-column"><span class="clipped">{name}</span></th>)}
+    <Table caption="Metrics of each run before, at their best and after" class="of-runs">
+      <thead role="rowgroup">
+        <tr role="row">
+          <th role="columnheader" scope="col" rowSpan={2}>Metric</th>
+          {names.map((name) => <th role="columnheader" scope="colgroup" colSpan={3} class="run-column"><span class="clipped">{name}</span></th>)}
         </tr>
-        <tr>
-          {keys.map(() => ["before", "best", "after"].map((name, place) => <th scope="col" class={place ? "number" : "number run-column"}>{name}</th>))}
+        <tr role="row">
+          {keys.map(() => ["before", "best", "after"].map((name, place) => <th role="columnheader" scope="col" class={place ? "number" : "number run-column"}>{name}</th>))}
         </tr>
       </thead>
-      <tbody>
+      <tbody role="rowgroup">
         {METRICS.map((metric) => {
           const found = all.map((each) => summaryOf(each.epochs, metricName(caption, metric)));
           const top = Math.max(...found.map(({ best }) => best ?? -Infinity));
           return (
-            <tr>
-              <th scope="row">{words(metric)}</th>
-              {found.map(({ before, best, after }) => (
+            <tr role="row">
+              <th role="rowheader" scope="row">{words(metric)}</th>
+              {found.map(({ before, best, after }, place) => (
                 <>
-                  <td class="number run-column">{fixed(before)}</td>
-                  <td class="number">
+                  <td role="cell" class="number run-column" data-run={names[place]}>{fixed(before)}</td>
+                  <td role="cell" class="number">
                     {best !== null && best === top
                       ? <strong class="figure">★ {fixed(best)}<span class="unseen"> the best</span></strong>
                       : fixed(best)}
                   </td>
-                  <td class="number">{fixed(after)}</td>
+                  <td role="cell" class="number">{fixed(after)}</td>
                 </>
               ))}
             </tr>

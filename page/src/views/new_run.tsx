@@ -1,7 +1,7 @@
 // A new run: choose data, see what the server finds in it, set what differs from what is recommended, start.
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { ApiError, send, token } from "../api";
-import { type Chosen, fieldOf, findLoss, fitted, type Form, LOSSES, missing, MODELS, recommendedLoss, RECOMMENDED, requestOf, withLoss } from "../fit_request";
+import { type Chosen, epochsHint, examplesHint, fieldOf, findLoss, fitted, type Form, LOSSES, missing, MODELS, recommendedLoss, RECOMMENDED, requestOf, stepsAnEpoch, withLoss } from "../fit_request";
 import { plural, size } from "../format";
 import { asApiError, usePolled } from "../live";
 import { Card, Code, ErrorNote, Loading, Note } from "../parts/basics";
@@ -62,13 +62,13 @@ export default function NewRun() {
             <div class="stack">
               <DataChoice stored={stored} value={form.train_data} onChange={(train_data) => change({ train_data })} onUpload={(file) => (setUploaded(file), setNUploads((n) => n + 1))} />
               {uploaded && uploaded.name === form.train_data && !uploaded.hasHeader && (
-                <ReadAs key={uploaded.name} uploaded={uploaded} form={dataForm} onRead={() => (setNUploads((n) => n + 1), stored.refresh())} />
+                <ReadAs key={uploaded.name} uploaded={uploaded} form={dataForm} preview={check?.train_data?.preview} onRead={() => (setNUploads((n) => n + 1), stored.refresh())} />
               )}
               <Problems problems={problems("train_data")} />
               {check?.train_data && <DataReportView report={check.train_data} />}
             </div>
           </Card>
-          <Card title="2. Model and training"><Training {...group} dataForm={dataForm} /></Card>
+          <Card title="2. Model and training"><Training {...group} check={check} /></Card>
           <Card title="3. Evaluation"><EvaluationFields {...group} stored={stored} check={check} /></Card>
           <Card><More {...group} hasGpu={hasGpu} /></Card>
         </form>
@@ -111,7 +111,8 @@ function useCheck(request: Record<string, Json> | null, n_uploads: number) {
   return found;
 }
 
-function Training({ form, change, problems, dataForm }: Group & { dataForm?: string }) {
+function Training({ form, change, problems, check }: Group & { check?: Check }) {
+  const dataForm = check?.train_data?.form;
   const loss = findLoss(form.loss.trim());
   const suggested = dataForm ? recommendedLoss(dataForm) : undefined;
   const fits = !suggested || !loss || loss.forms.includes(dataForm!);
@@ -128,7 +129,7 @@ function Training({ form, change, problems, dataForm }: Group & { dataForm?: str
       {loss?.option && (
         <TextField label={`Its ${loss.option.name}`} inputMode="decimal" value={form.loss_option} onChange={(loss_option) => change({ loss_option })} problems={problems("loss_option")} hint={`${loss.option.value} is a good start`} />
       )}
-      <TextField label="Epochs" type="number" min={0} max={1000} value={form.epochs} onChange={(epochs) => change({ epochs })} problems={problems("epochs")} hint="times through all texts; 1 to 3 are mostly enough" />
+      <TextField label="Epochs" type="number" min={0} max={1000} value={form.epochs} onChange={(epochs) => change({ epochs })} problems={problems("epochs")} hint={epochsHint(form, stepsAnEpoch(form, check))} />
     </div>
   );
 }
@@ -150,7 +151,7 @@ function EvaluationFields({ form, change, problems, stored, check }: Group & { s
       />
       <Problems problems={problems("evaluation")} />
       {form.evaluation === "hold_out" && (
-        <Field label="Share of the data that is held out" problems={problems("hold_out")} hint="not trained on; whole labels where it comes to five or more, so that it tells of labels never seen">
+        <Field label="Share of the data that is held out" problems={problems("hold_out")} hint="not trained on. From a share of five labels on, these are all texts of some labels, and the figures tell how well it does on labels that it has never seen; below, some texts of every label">
           {(marks) => (
             <div class="slider">
               <input {...marks} type="range" min="0.05" max="0.5" step="0.05" value={form.hold_out} onInput={(e) => change({ hold_out: e.currentTarget.value })} />
@@ -171,7 +172,7 @@ function EvaluationFields({ form, change, problems, stored, check }: Group & { s
       )}
       {form.evaluation !== "none" && (
         <div class="fields">
-          <TextField label="Example queries" type="number" min={1} value={form.n_examples} onChange={(n_examples) => change({ n_examples })} problems={problems("n_examples")} hint="whose results are kept, to read them afterwards" />
+          <TextField label="Example queries" type="number" min={1} value={form.n_examples} onChange={(n_examples) => change({ n_examples })} problems={problems("n_examples")} hint={examplesHint(form, check)} />
         </div>
       )}
       {form.evaluation !== "none" && check?.evaluation && (
@@ -253,7 +254,10 @@ function Verdict(
       {warnings.map(({ message }) => <Note tone="warn"><p>{message}</p></Note>)}
       {check && !complaints.length && <Note tone="good"><p>Nothing stands in the way.</p></Note>}
       {check?.size_bytes != null && check.free_bytes != null && (
-        <p class="quiet">Needs about {size(check.size_bytes)} on the disk, of which {size(check.free_bytes)} are free.</p>
+        <p class="quiet">
+          While it trains it needs up to {size(check.size_bytes)} on the disk: two checkpoints of the model with its optimizer, to go on from,
+          and the finished model{check.config?.to_onnx ? " with its ONNX graph" : ""}. {size(check.free_bytes)} are free.
+        </p>
       )}
     </div>
   );

@@ -1,11 +1,12 @@
 // How a run is doing: its state, its curves, its metrics, its log and its settings.
 import { useMemo, useState } from "preact/hooks";
 import { adviceFor } from "../advice";
-import { inOrder, smoothed, thinned, throughput } from "../curves";
+import { inOrder, smoothed, spansFor, thinned, throughput } from "../curves";
 import { ago, capital, change, fixed, number, percent, words } from "../format";
 import { fromJson, useFollowed, useNewLines, usePolled } from "../live";
 import { Card, Empty, ErrorNote, Figure, Loading, Note, ProgressBar } from "../parts/basics";
 import { Chart, type Curve } from "../parts/chart";
+import { Judgements } from "../parts/judgements";
 import { LogCard } from "../parts/log";
 import { MetricsCard } from "../parts/metrics";
 import { SettingsCard } from "../parts/settings_card";
@@ -54,6 +55,7 @@ function StateCard({ run }: { run: RunRecord }) {
         )}
         {run.progress && !hasEnded(run.status) && <Progress progress={run.progress} details={details} />}
         {run.metric && <Metric metric={run.metric} />}
+        <Judgements run={run} />
         {run.description && <p class="quiet long" dir="auto">{run.description}</p>}
         <Times run={run} />
       </div>
@@ -119,7 +121,8 @@ function Failure({ run }: { run: RunRecord }) {
 const N_POINTS = 1_600;
 
 function StepCards({ run, steps, isThere }: { run: RunRecord; steps: Step[]; isThere: boolean }) {
-  const [span, setSpan] = useState(10);
+  const [wanted, setSpan] = useState(10);
+  const span = Math.min(wanted, spansFor(steps.length).at(-1)!);
   const curves = useMemo(() => stepCurves(inOrder(steps), span), [steps, span]);
   if (!steps.length) {
     return (
@@ -132,7 +135,7 @@ function StepCards({ run, steps, isThere }: { run: RunRecord; steps: Step[]; isT
   }
   return (
     <div class="curves">
-      <Card title="Loss" actions={<SmoothingChoice value={span} onChange={setSpan} />}>
+      <Card title="Loss" actions={<SmoothingChoice value={span} n_steps={steps.length} onChange={setSpan} />}>
         <Chart xLabel="step" yLabel="Loss" curves={curves.loss} />
       </Card>
       <Card title="Active fraction">

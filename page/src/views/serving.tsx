@@ -154,7 +154,7 @@ function Traffic({ history }: { history: History }) {
           <Empty title={hasCurves ? "Nobody asked in the last minute" : "Nobody has asked for anything"}>
             <p>
               When clients ask <code>POST /encode</code>, their models stand here
-              {hasCurves ? "." : ", and curves of requests, latency and queue below. What is counted begins when this page is opened."} What is asked at Try it is not counted.
+              {hasCurves ? "." : ", and curves of requests, latency and queue below. What is counted begins when this page is opened."} What is asked at Try it is not counted here; its texts are among the tokens that wait.
             </p>
           </Empty>
         )}
@@ -172,14 +172,16 @@ function Curves({ places }: { places: Place[] }) {
   const inMs = (seconds: number | null) => (seconds === null ? null : 1e3 * seconds);
   const chart = (title: string, yLabel: string, leastY: number, curves: Curve[]) => (
     <Card title={title}>
-      <Chart curves={curves} xLabel="minutes" yLabel={yLabel} digits={1} height={170} leastX={1} leastY={leastY} />
+      {curves.some(({ y }) => y.some((value) => value !== null))
+        ? <Chart curves={curves} xLabel="minutes" yLabel={yLabel} digits={1} height={170} leastX={1} leastY={leastY} />
+        : <Empty title="No client has asked yet" />}
     </Card>
   );
   return (
     <div class="three">
       {chart("Requests a second", "requests a second", 1, names.slice(0, N_CURVES).map((name, place) => curve(wordsOf(name), ({ rates }) => rates[name] ?? 0, place)))}
       {chart("Latency over HTTP, ms", "milliseconds", 10, [curve("p50", ({ p50_s }) => inMs(p50_s), 0), curve("p95", ({ p95_s }) => inMs(p95_s), 1)])}
-      {chart("Tokens that wait", "tokens that wait", 10, [curve("tokens", ({ queue_tokens }) => queue_tokens, 2)])}
+      {chart("Tokens that wait, Try it among them", "tokens that wait", 10, [curve("tokens", ({ queue_tokens }) => queue_tokens, 2)])}
     </div>
   );
 }
@@ -237,7 +239,7 @@ function Memory({ history: { last }, models, error }: { history: History; models
             {loaded.map(({ id, dim }) => <li><bdi class="name">{id}</bdi> <small>{dim} dimensions</small></li>)}
           </ul>
         )}
-        {loaded.length > 0 && n !== null && n > loaded.length && <small>Counted are all copies, and the models that runs began with.</small>}
+        {loaded.length > 0 && n !== null && n > loaded.length && <small>The number above counts second copies too, and models from before training that Try it has loaded.</small>}
         {!loaded.length && <p class="quiet">A model is loaded when it is first asked for, and before an alias points to it.</p>}
       </div>
     </Card>

@@ -3,7 +3,7 @@ import { useEffect, useState } from "preact/hooks";
 import { ApiError, post, token } from "../api";
 import { milliseconds, number, plural } from "../format";
 import { asApiError, usePolled } from "../live";
-import { DATA, moves, newestSides, runOf, searchedOf, type Side, sideName, sideOf } from "../moves";
+import { DATA, moves, newestSides, NOBODY, otherSide, runOf, searchedOf, type Side, sideName, sideOf } from "../moves";
 import { Card, Empty, ErrorNote, Loading, Note } from "../parts/basics";
 import { Field } from "../parts/field";
 import { withScope } from "../parts/stored_data";
@@ -36,13 +36,14 @@ function Sides({ models, query }: { models: Model[]; query: URLSearchParams }) {
   const stored = usePolled<{ items: StoredData[] }>("/data", {}, 30_000);
   const [newest, untuned] = newestSides(models)!;
   const a = query.has("a") ? sideOf(query.get("a")!) : newest;
-  const b = query.has("b") ? sideOf(query.get("b")!) : query.has("a") ? { ...a, untuned: !a.untuned } : untuned;
+  const chosen = query.get("b") ?? sideName(query.has("a") ? otherSide(a, models) : untuned);
+  const b = chosen === NOBODY ? null : sideOf(chosen);
   const index = query.get("index") ?? "";
   const asked = query.get("q") ?? "";
   const [typed, setTyped] = useState(asked);
   useEffect(() => setTyped(asked), [asked]);
   const show = (changes: Record<string, string>) => {
-    const all = { a: sideName(a), b: sideName(b), index, q: asked, ...changes };
+    const all = { a: sideName(a), b: chosen, index, q: asked, ...changes };
     go(["try"], Object.fromEntries(Object.entries(all).filter(([, value]) => value)));
   };
   const own_run = runOf(a.artifact, models);
@@ -53,18 +54,18 @@ function Sides({ models, query }: { models: Model[]; query: URLSearchParams }) {
   const ofRun = own_run && isKnown ? searchedOf(own_run, record.value ?? null, stored.value?.items ?? []) : [];
   const shared = index || (ofRun[0]?.value ?? "");
   const left = useSearch(a, shared, isKnown ? asked : "");
-  const right = useSearch(b, shared, isKnown ? asked : "");
+  const right = useSearch(b ?? a, shared, isKnown && b ? asked : "");
   const others = models.filter(({ id, kind }) => kind === "run" && runOf(id, models) !== own_run).map(({ id }) => runOf(id, models)!);
   const otherData = (stored.value?.items ?? []).map(({ name }) => DATA + name).filter((value) => ofRun.every((one) => one.value !== value));
   const isListed = [...ofRun.map(({ value }) => value), ...others, ...otherData].includes(shared);
   const [own, other] = [left.hits ?? [], right.hits ?? []];
   const coloured = coloursOf([...own, ...other]);
-  const side = (name: "a" | "b", of: Side, found: Search, against: Search) => (
+  const side = (name: "a" | "b", of: Side | null, found: Search, against: Search) => (
     <Card>
       <h2 class="unseen">Results of the {name === "a" ? "first" : "second"} model</h2>
       <div class="stack near">
-        <ModelSelect label={name === "a" ? "First model" : "Second model"} side={of} models={models} onChange={(next) => show({ [name]: sideName(next) })} />
-        <Found found={found} against={against} asked={asked} coloured={coloured} side={of} />
+        <ModelSelect label={name === "a" ? "First model" : "Second model"} side={of} models={models} isOptional={name === "b"} onChange={(next) => show({ [name]: next })} />
+        {of ? <Found found={found} against={against} asked={asked} coloured={coloured} side={of} /> : <p class="quiet">Choose one to see both beside each other.</p>}
       </div>
     </Card>
   );
@@ -155,15 +156,26 @@ function useSearch({ artifact, untuned }: Side, index: string, query: string): S
   return found;
 }
 
-function ModelSelect({ label, side, models, onChange }: { label: string; side: Side; models: Model[]; onChange: (side: Side) => void }) {
+interface ModelSelectOptions {
+  label: string;
+  /** Null for none. */
+  side: Side | null;
+  models: Model[];
+  /** Whether none may be chosen. */
+  isOptional: boolean;
+  onChange: (name: string) => void;
+}
+
+function ModelSelect({ label, side, models, isOptional, onChange }: ModelSelectOptions) {
   const runs = models.filter(({ kind }) => kind === "run").sort((a, b) => b.created - a.created);
   const aliases = models.filter(({ kind }) => kind === "alias");
-  const isThere = models.some(({ id }) => id === side.artifact);
+  const isThere = !side || (side.untuned ? runs : models).some(({ id }) => id === side.artifact);
   const option = (of: Side, words: string) => <option value={sideName(of)}>{words}</option>;
   return (
     <Field label={label}>
       {(marks) => (
-        <select {...marks} value={sideName(side)} onChange={(event) => onChange(sideOf(event.currentTarget.value))}>
+        <select {...marks} value={side ? sideName(side) : NOBODY} onChange={(event) => onChange(event.currentTarget.value)}>
+          {isOptional && <option value={NOBODY}>none</option>}
           {!isThere && option(side, `${side.untuned ? "untuned model of " : ""}${side.artifact}`)}
           {aliases.length > 0 && <optgroup label="Aliases">{aliases.map(({ id }) => option({ artifact: id, untuned: false }, id))}</optgroup>}
           <optgroup label="Runs, the newest first">{runs.map(({ id }) => option({ artifact: id, untuned: false }, id))}</optgroup>
@@ -184,7 +196,7 @@ interface FoundOptions {
 
 function Found({ found, against, asked, coloured, side }: FoundOptions) {
   const { hits, answer, progress, error, isPending } = found;
-  if (!asked) return <p class="quiet">Its nearest texts will stand here.</p>;
+  if (!asked) return <p class="quiet">Its nearest texts will stand here. It is loaded when the first query comes, which takes some seconds.</p>;
   return (
     <div class="stack near" aria-busy={isPending}>
       {error && <ErrorNote error={saying(error)} />}
@@ -199,14 +211,14 @@ function Found({ found, against, asked, coloured, side }: FoundOptions) {
             <>
               <p>
                 The model{side.untuned && " before tuning"} is being loaded and its texts encoded: none
-                {progress.n_texts > 0 && ` of ${number(progress.n_texts)}`} yet. This happens once.
+                {progress.n_texts > 0 && ` of ${number(progress.n_texts)}`} yet. This happens once and takes some seconds, or longer with many texts.
               </p>
               <progress aria-label="Loading the model" />
             </>
           )}
         </div>
       )}
-      {!hits && !progress && !error && <Loading what="Searching" />}
+      {!hits && !progress && !error && <Loading what={`Asking the model${side.untuned ? " before tuning" : ""}; one that is not loaded yet takes some seconds`} />}
       {answer && (
         <small>
           {plural(answer.n_texts, "text")} · query embedded in {milliseconds(answer.encode_s)} · searched in {milliseconds(answer.search_s)}

@@ -1,1 +1,0 @@
-import{H as n}from"./chunk-M2KFL5TC.js";function l({captions:o,value:i,onChange:t,isAbove:a}){return o.length<2?null:n("label",{class:a?void 0:"inline",children:["Evaluation",n("select",{value:i,onChange:e=>t(e.currentTarget.value),children:o.map(e=>n("option",{value:e,children:e||"without a caption"}))})]})}export{l as a};
