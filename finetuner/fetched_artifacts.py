@@ -72,7 +72,7 @@ class FetchedArtifacts:
         self._answers: OrderedDict[str, _Answer] = OrderedDict()
         self._asking: set[str] = set()
         self._refused: dict[str, tuple[str, float]] = {}
-        self._away_until = float("-inf")
+        self._away_until, self._away_because = float("-inf"), ""
         self._lock = threading.Lock()
         self._background = ThreadPoolExecutor(1, thread_name_prefix="artifact-names")
 
@@ -85,7 +85,11 @@ class FetchedArtifacts:
         :raises CorruptedArtifact: When its files are not those that the run has made.
         :raises UnavailableError: When the store is away, and what it has said before does not help.
         """
-        published = self._published(self._meant(name, client))
+        try:
+            meant = self._meant(name, client)
+        except UnavailableError:  # a run of that name may be known, and then there is no such alias
+            meant = name
+        published = self._published(meant)
         if published is None:
             raise ArtifactNotFound(
                 f"no run, artifact or alias `{name[:200]}`, neither here nor in `{self._store.url}`"
@@ -171,11 +175,11 @@ class FetchedArtifacts:
 
     def _asked_store(self, name: str) -> bytes | None:
         if time.monotonic() < self._away_until:
-            raise UnavailableError(f"the store `{self._store.url}` was away a moment ago")
+            raise UnavailableError(self._away_because)
         try:
             return self._store.read(name)
-        except UnavailableError:
-            self._away_until = time.monotonic() + _AWAY_S
+        except UnavailableError as exc:
+            self._away_until, self._away_because = time.monotonic() + _AWAY_S, str(exc)
             raise
 
     def _path(self, published: Published) -> Path:
