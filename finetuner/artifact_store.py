@@ -18,6 +18,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ def entry_names(artifact: str) -> Iterator[str]:
     yield f"runs/{experiment or DEFAULT_EXPERIMENT}/{name}.json"
 
 
+@lru_cache(1024)  # read at each request
 def read_entry(content: bytes, name: str) -> Published:
     """Return what an object of :func:`entry_names` holds.
 

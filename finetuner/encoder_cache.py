@@ -120,13 +120,11 @@ class EncoderCache:
         """
         path = self.find(artifact, client)
         served = self.load(path)
-        # What a name means elsewhere may change, and the store is asked.
-        if artifact is not None and self._fetched_path(artifact, client) != path:
+        # What a name means in the store may change, and it is asked.
+        is_fetched = self._fetched is not None and self._fetched.holds(path)
+        if artifact is not None and not is_fetched:
             self._paths[artifact] = path
         return served
-
-    def _fetched_path(self, artifact: str, client: str) -> Path | None:
-        return None if self._fetched is None else self._fetched.known(artifact, client)
 
     def find(self, artifact: str | None, client: str = "") -> Path:
         """Return where an artifact is; named and refused as in :meth:`get`."""
@@ -148,8 +146,8 @@ class EncoderCache:
     def loaded(self, artifact: str | None, client: str = "") -> Served | None:
         """Return an artifact that is loaded and has not changed; None when :meth:`get` must be asked."""
         path = self._default if artifact is None else self._paths.get(artifact)
-        if path is None and artifact is not None:
-            path = self._fetched_path(artifact, client)
+        if path is None and artifact is not None and self._fetched is not None:
+            path = self._fetched.known(artifact, client)
         return None if path is None else self.loaded_from(path)
 
     def loaded_from(self, path: Path) -> Served | None:

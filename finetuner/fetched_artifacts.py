@@ -21,6 +21,7 @@ import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import orjson
@@ -102,6 +103,10 @@ class FetchedArtifacts:
         path = published and self._path(published)
         return path if path and path.exists() else None
 
+    def holds(self, path: Path) -> bool:
+        """Whether a path is that of a fetched artifact."""
+        return path.is_relative_to(self._folder)
+
     def runs(self) -> list[Run]:
         """Return what was fetched, by its folders, oldest run first."""
         runs = [Run(path.parent) for path in self._folder.glob("*/*/*/spec.json")]
@@ -119,11 +124,7 @@ class FetchedArtifacts:
             return name
         if content is None:
             return name
-        try:
-            alias: Alias = read(Alias, orjson.loads(content), f"alias `{name}` of the store")
-        except ValueError as exc:  # no JSON, or not of this form
-            raise CorruptedArtifact(f"alias `{name}` of the store cannot be read: {exc}") from exc
-        return choose(alias, client or None).artifact_id
+        return choose(_read_alias(content, name), client or None).artifact_id
 
     def _published(self, artifact: str, *, waits: bool = True) -> Published | None:
         for name in entry_names(artifact):
@@ -234,6 +235,15 @@ class FetchedArtifacts:
             sync_tree(new)
             new.rename(self._folder / name)
             sync_folder(self._folder)
+
+
+@lru_cache(1024)
+def _read_alias(content: bytes, name: str) -> Alias:
+    try:
+        alias: Alias = read(Alias, orjson.loads(content), name)
+    except ValueError as exc:  # no JSON, or not of this form
+        raise CorruptedArtifact(f"alias `{name}` of the store cannot be read: {exc}") from exc
+    return alias
 
 
 def fetched(url: str, workspace: Path) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Set
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,7 +48,12 @@ class Publication:
         self._runs, self._aliases_folder = RunStore(workspace), workspace / "aliases"
         self._store = store
         self._contents = FileCache(Path.read_bytes)
+        # Of those in the store what they hold, as far as that is known: one may be deleted while no
+        # service runs.
+        self._noted = workspace / "published-aliases.json"
         self._aliases: dict[str, bytes] = {}
+        with suppress(FileNotFoundError, ValueError):
+            self._aliases = dict.fromkeys(read_json(self._noted), b"")
         # Runs that need not be looked at again, by what changes when the name becomes another run's.
         self._settled: dict[Path, tuple[int, int]] = {}
         self._stop = threading.Event()
@@ -124,6 +130,7 @@ class Publication:
         for path in self._aliases_folder.glob("*.json"):
             with suppress(FileNotFoundError):  # deleted meanwhile
                 found[path.name] = self._contents.get(path)
+        self._note(self._aliases.keys() | found.keys())
         for name, content in found.items():
             if self._aliases.get(name) != content:
                 self._store.write(f"aliases/{name}", content)
@@ -131,6 +138,15 @@ class Publication:
         for name in self._aliases.keys() - found.keys():
             self._store.remove(f"aliases/{name}")
             del self._aliases[name]
+        self._note(set(self._aliases))
+
+    def _note(self, names: Set[str]) -> None:
+        """Write down which aliases the store has, or will have in a moment."""
+        with suppress(FileNotFoundError, ValueError):
+            if read_json(self._noted) == sorted(names):
+                return
+        if names or self._noted.exists():
+            write_json(self._noted, sorted(names))
 
     def _check_going(self) -> None:
         if self._stop.is_set():

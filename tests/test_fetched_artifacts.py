@@ -129,6 +129,14 @@ def test_an_alias_of_the_store_is_followed(
     chosen = {client: fresh.find("prod", client).stem for client in map(str, range(20))}
     fresh.close()
     assert set(chosen.values()) == {"one", "two"}
+    # Without a client each request draws, also once both are loaded.
+    fresh = FetchedArtifacts(elsewhere, store)
+    cache = EncoderCache(elsewhere, fetched=fresh)
+    for _ in range(40):
+        cache.get("prod")
+    drawn = {cache.loaded("prod").encoder.name for _ in range(40)}
+    fresh.close()
+    assert drawn == {"one", "two"}
 
 
 def test_what_was_fetched_is_served_on_when_the_store_is_away(s3, artifacts, publish, elsewhere):
