@@ -36,9 +36,9 @@ ONNX_GRAPH = "onnx/model.onnx"
 VARIANT_GRAPHS = {variant: f"onnx/model_{variant}.onnx" for variant in OnnxVariant}
 # BERT-large with all its graphs takes 4 GB.
 LIMITS = ZipLimits(n_members=200, size_bytes=20 * 2**30)
-_MAX_MANIFEST_BYTES = 16 * 2**20
+MAX_MANIFEST_BYTES = 16 * 2**20
 # Only to read the manifest, so that one file may be as long as a manifest.
-_MANIFEST_LIMITS = replace(LIMITS, free_bytes=_MAX_MANIFEST_BYTES)
+_MANIFEST_LIMITS = replace(LIMITS, free_bytes=MAX_MANIFEST_BYTES)
 # Pickles, which run code when they are read, and code. Nothing reads them; they have no business here.
 _REFUSED_SUFFIXES = frozenset(
     ".bin .ckpt .dill .h5 .joblib .npy .npz .pickle .pkl .pt .pth .py .pyc .so".split()
@@ -196,6 +196,22 @@ def read_manifest(artifact: Path) -> Manifest:
     return _as_manifest(artifact, content)
 
 
+def parse_manifest(content: bytes, *, name: str) -> Manifest:
+    """Return a manifest, before any of the files that it lists is there.
+
+    :param content: Of ``manifest.json``.
+    :param name: Of the artifact, for the messages.
+    :raises CorruptedArtifact: When it is none of this format, or lists what no artifact may hold.
+    """
+    try:
+        manifest = _as_manifest(Path(name), orjson.loads(content))
+    except orjson.JSONDecodeError as exc:
+        raise CorruptedArtifact(f"`{name}` has no readable {MANIFEST}: {exc}") from exc
+    for path in manifest.files:
+        _check_listed(name, PurePosixPath(path))
+    return manifest
+
+
 def _checked_folder(folder: Path) -> tuple[Path, Manifest]:
     try:
         _check_manifest_size(folder / MANIFEST)
@@ -215,8 +231,8 @@ def _checked_folder(folder: Path) -> tuple[Path, Manifest]:
 
 def _check_manifest_size(path: Path) -> None:
     size_bytes = path.stat().st_size
-    if size_bytes > _MAX_MANIFEST_BYTES:
-        raise ValueError(f"it has {size_bytes} bytes, {_MAX_MANIFEST_BYTES} are allowed")
+    if size_bytes > MAX_MANIFEST_BYTES:
+        raise ValueError(f"it has {size_bytes} bytes, {MAX_MANIFEST_BYTES} are allowed")
 
 
 def _check_listed(name: str, path: PurePosixPath) -> None:

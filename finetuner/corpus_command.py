@@ -38,7 +38,8 @@ def encode_corpus(
     artifact: Annotated[
         str,
         typer.Option(
-            help="A run of this machine's workspace, or a zip.", autocompletion=complete_served
+            help="A run of this machine's workspace, a zip, or a URL in an artifact store.",
+            autocompletion=complete_served,
         ),
     ],
     format_: Annotated[

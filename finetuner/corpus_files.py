@@ -8,10 +8,8 @@ from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Any
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
 from finetuner.errors import ConfigError, DataNotFoundError
+from finetuner.object_store import file_system, is_local
 
 _COMPRESSIONS = frozenset((".gz", ".bz2", ".xz", ".zst"))
 
@@ -74,24 +72,6 @@ def list_files(inputs: Sequence[str], format_: CorpusFormat | None = None) -> li
             )
         found.update((file.url, file) for file in files)
     return list(found.values())
-
-
-def file_system(url: str) -> tuple[Any, str]:
-    """Return fsspec's file system for a URL, and the path in it.
-
-    :raises ConfigError: When its protocol is unknown or needs a package that is missing.
-    """
-    try:
-        system, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as exc:
-        protocol = url.partition("://")[0]
-        raise ConfigError(f"`{protocol}://` cannot be read: {exc}") from exc
-    return system, path
-
-
-def is_local(system: Any) -> bool:
-    """Whether a file system of fsspec is this machine's own."""
-    return isinstance(system, LocalFileSystem)
 
 
 def _files_of(given: str, format_: CorpusFormat | None) -> Iterator[CorpusFile]:

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import IO, Any
 
-import fsspec
 import orjson
 
 from finetuner.corpus_files import CorpusFile
 from finetuner.corpus_parts import Columns, Part, Problem
 from finetuner.errors import ConfigError, DataError
+from finetuner.object_store import file_system
 
 _BOM = b"\xef\xbb\xbf"
 # A longer one is a quote that was left open, which would take the rest of the file into one field.
@@ -160,7 +160,8 @@ def _opened(file: CorpusFile, offset_bytes: int = 0) -> Iterator[IO[bytes]]:
     :raises DataError: When it cannot be unpacked, or a record of it cannot be read.
     """
     try:
-        with fsspec.open(file.url, "rb", compression="infer") as opened:
+        system, path = file_system(file.url)
+        with system.open(path, "rb", compression="infer") as opened:
             if offset_bytes > 0 or opened.read(len(_BOM)) != _BOM:
                 opened.seek(offset_bytes)
             yield opened

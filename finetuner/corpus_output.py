@@ -13,10 +13,10 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from finetuner.corpus_files import file_system, is_local
 from finetuner.corpus_rows import SkippedRow
 from finetuner.errors import ConflictError
 from finetuner.files import make_folder, replacing
+from finetuner.object_store import file_system, is_local
 
 # Readers of a folder of Parquet pass over names that begin so.
 _PLAN, _SUMMARY = "_corpus.json", "_summary.json"

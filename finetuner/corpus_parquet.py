@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-from finetuner.corpus_files import CorpusFile, file_system
+from finetuner.corpus_files import CorpusFile
 from finetuner.corpus_parts import Columns, Part
 from finetuner.errors import ConfigError, DataError
+from finetuner.object_store import file_system
 
 _ROWS_AT_ONCE = 4096
 

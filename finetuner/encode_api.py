@@ -13,6 +13,7 @@ from typing import Any
 
 from finetuner.alias_api import AliasAPI
 from finetuner.alias_store import AliasStore
+from finetuner.artifact_store import ArtifactStore
 from finetuner.backends import Backend, EncoderPrecision
 from finetuner.batcher import Batcher
 from finetuner.config import Device
@@ -28,6 +29,7 @@ from finetuner.encode_request import (
 )
 from finetuner.encoder_cache import EncoderCache
 from finetuner.errors import DeadlineExceededError, UnavailableError
+from finetuner.fetched_artifacts import FetchedArtifacts
 from finetuner.named_models import NamedModels
 from finetuner.search_api import SearchAPI
 from finetuner.serving_metrics import EncodeMetrics
@@ -63,6 +65,7 @@ class EncodeAPI:
     :param max_model_bytes: What the artifacts kept loaded may take together.
     :param max_batch_tokens: As in :class:`finetuner.batcher.Batcher`, as is ``max_queue_tokens``; 256 on a
         CPU and 16384 on a GPU when None.
+    :param artifact_store: The URL of a store with artifacts that are not on the volume.
     """
 
     def __init__(
@@ -76,8 +79,12 @@ class EncodeAPI:
         max_model_bytes: int = 4 * 2**30,
         max_batch_tokens: int | None = None,
         max_queue_tokens: int = 100_000,
+        artifact_store: str | None = None,
     ) -> None:
         self._aliases = AliasStore(workspace)
+        self._fetched = None
+        if artifact_store is not None:
+            self._fetched = FetchedArtifacts(workspace, ArtifactStore(artifact_store))
         n_cores = len(os.sched_getaffinity(0))
         is_cpu = device is Device.CPU
         # A batch a core, each on one thread, beats one batch on all: threads that share a small matrix
@@ -96,6 +103,7 @@ class EncodeAPI:
             n_threads=1 if is_cpu else None,
             pinned=self._aliases.artifacts,
             max_bytes=max_model_bytes,
+            fetched=self._fetched,
         )
         self._models = NamedModels(self._aliases, self._cache)
         self.aliases = AliasAPI(self._aliases, warm=self._models.warm)
@@ -218,6 +226,8 @@ class EncodeAPI:
         self._batcher.close()
         self._watchdog.close()
         self._tokenizing.shutdown()
+        if self._fetched is not None:
+            self._fetched.close()
 
     async def _prepare(
         self, texts: Texts, parameters: EncodeParameters, progress: Progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +15,8 @@ from typing import Any
 from finetuner.backends import Backend, EncoderPrecision
 from finetuner.config import DEFAULT_EXPERIMENT, Device
 from finetuner.encoder import Encoder, load_encoder
-from finetuner.errors import ConfigError, RunNotFoundError
+from finetuner.errors import ArtifactNotFound, ConfigError, RunNotFoundError
+from finetuner.fetched_artifacts import FetchedArtifacts
 from finetuner.run_store import RunStore
 from finetuner.runs import Run
 from finetuner.schema import nearest
@@ -70,6 +71,7 @@ class EncoderCache:
     :param n_threads: As there.
     :param max_bytes: What the artifacts kept may take together; one is kept whatever its size.
     :param pinned: Gives the artifacts that are kept whatever they take.
+    :param fetched: Where artifacts are looked for that are not on the volume.
     :raises ArtifactNotFound, CorruptedArtifact: When ``artifact`` cannot be loaded.
     """
 
@@ -84,6 +86,7 @@ class EncoderCache:
         n_threads: int | None = None,
         max_bytes: int = 4 * 2**30,
         pinned: Callable[[], Collection[Path]] = tuple,
+        fetched: FetchedArtifacts | None = None,
     ) -> None:
         self._workspace = workspace
         self._store = RunStore(workspace)
@@ -93,6 +96,7 @@ class EncoderCache:
         self._n_threads = n_threads
         self._max_bytes = max_bytes
         self._pinned = pinned
+        self._fetched = fetched
         self._served: OrderedDict[_Key, Future[Served]] = OrderedDict()
         # Where a name was found last, so that a request costs one look at the file and no search.
         self._paths: dict[str, Path] = {}
@@ -104,22 +108,25 @@ class EncoderCache:
     def _resolve_default(self, artifact: str) -> Path:
         # Only the one who starts the server may name a path; requests name runs.
         path = Path(artifact).expanduser()
-        return path if path.exists() else self._store.find_artifact(artifact)
+        return path if path.exists() else self.find(artifact)
 
-    def get(self, artifact: str | None) -> Served:
+    def get(self, artifact: str | None, client: str = "") -> Served:
         """Return an artifact, loading it when needed.
 
         :param artifact: A run's name, ``experiment/run`` or an artifact id; None for the default.
+        :param client: Who asks, where an alias of the store is split.
         :raises ConfigError: When None is given and the server has no default.
         :raises ArtifactNotFound, RunInProgressError, RunFailedError: When there is no such artifact.
         """
-        path = self.find(artifact)
+        path = self.find(artifact, client)
         served = self.load(path)
-        if artifact is not None:
+        # What a name means in the store may change, and it is asked.
+        is_fetched = self._fetched is not None and self._fetched.holds(path)
+        if artifact is not None and not is_fetched:
             self._paths[artifact] = path
         return served
 
-    def find(self, artifact: str | None) -> Path:
+    def find(self, artifact: str | None, client: str = "") -> Path:
         """Return where an artifact is; named and refused as in :meth:`get`."""
         if artifact is None and self._default is None:
             raise ConfigError(
@@ -129,11 +136,18 @@ class EncoderCache:
         if artifact is None:
             assert self._default is not None  # checked above
             return self._default
-        return self._store.find_artifact(artifact)
+        try:
+            return self._store.find_artifact(artifact)
+        except ArtifactNotFound:
+            if self._fetched is None:
+                raise
+            return self._fetched.find(artifact, client)
 
-    def loaded(self, artifact: str | None) -> Served | None:
+    def loaded(self, artifact: str | None, client: str = "") -> Served | None:
         """Return an artifact that is loaded and has not changed; None when :meth:`get` must be asked."""
         path = self._default if artifact is None else self._paths.get(artifact)
+        if path is None and artifact is not None and self._fetched is not None:
+            path = self._fetched.known(artifact, client)
         return None if path is None else self.loaded_from(path)
 
     def loaded_from(self, path: Path) -> Served | None:
@@ -156,9 +170,11 @@ class EncoderCache:
         by_id = {served.artifact_id: served for served in done}
         return [
             _described(run, by_id.get(run.spec()["artifact_id"]))
-            for run in self._store.list()
-            if run.state().status is Status.FINISHED
+            for run in (*self._finished(), *(self._fetched.runs() if self._fetched else ()))
         ]
+
+    def _finished(self) -> Iterator[Run]:
+        return (run for run in self._store.list() if run.state().status is Status.FINISHED)
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of each model that is loaded, by its artifact's path."""

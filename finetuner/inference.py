@@ -67,25 +67,27 @@ def get_model(
 ) -> Encoder:
     """Load a fine-tuned model.
 
-    :param artifact: The zip of ``run.save_artifact()``, or the folder inside one.
+    :param artifact: The zip of ``run.save_artifact()``, or the folder inside one; or in an artifact store,
+        ``s3://bucket/prefix/NAME``, a run of the default experiment, an artifact id or an alias.
     :param token: Accepted and not used, as are ``batch_size``, ``select_model``, ``logging_level``.
     :param device: ``cpu`` or ``cuda``; cuda where there is one when None.
     :param is_onnx: Run the artifact's ONNX graph.
     :param precision: ``fp32``; by torch ``bf16`` (CPUs and GPUs that have it) or ``fp16`` (GPUs); ``auto``
         for the fastest of these; or an 8-bit graph of the artifact, ``int8`` or ``weight_int8``, on the CPU.
     :raises ArtifactNotFound: When nothing is there.
+    :raises UnavailableError: When the store does not answer, or lets nobody in.
     :raises ConfigError: When the artifact or the hardware has no such precision.
     :raises CorruptedArtifact: When it is damaged, or has no ONNX graph though ``is_onnx`` was given.
     """
     from finetuner.backends import Backend, EncoderPrecision
     from finetuner.encoder import load_encoder
+    from finetuner.fetched_artifacts import fetched
     from finetuner.schema import convert
 
+    path = fetched(artifact, workspace_dir()) if "://" in artifact else Path(artifact)
     chosen = convert(EncoderPrecision, precision, "precision")
     backend = Backend.ONNX if is_onnx or chosen.variant is not None else Backend.TORCH
-    return load_encoder(
-        Path(artifact), backend=backend, device=choose_device(device), precision=chosen
-    )
+    return load_encoder(path, backend=backend, device=choose_device(device), precision=chosen)
 
 
 def build_model(

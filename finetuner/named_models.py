@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ class NamedModels:
 
     def __init__(self, aliases: AliasStore, cache: EncoderCache) -> None:
         self._aliases, self._cache = aliases, cache
+        self._loads: dict[Hashable, asyncio.Future[Served]] = {}
 
     def locate(self, name: str | None, client: str) -> Path:
         """Return where an artifact, an alias's choice for a client, or the default is.
@@ -29,7 +31,7 @@ class NamedModels:
         :raises ArtifactNotFound, RunInProgressError, RunFailedError: When there is no such artifact.
         """
         alias = None if name is None else self._aliases.find(name)
-        return self._cache.find(name) if alias is None else self._chosen(alias, client)
+        return self._cache.find(name, client) if alias is None else self._chosen(alias, client)
 
     async def find(self, name: str | None, client: str = "") -> Served:
         """Return the model of a name; a replica that has not loaded it does so now.
@@ -43,10 +45,23 @@ class NamedModels:
             path = self._chosen(alias, client)
             if (served := self._cache.loaded_from(path)) is not None:
                 return served
-            return await asyncio.to_thread(self._cache.load, path)
-        if (served := self._cache.loaded(name)) is not None:
+            return await self._once(path, lambda: self._cache.load(path))
+        if (served := self._cache.loaded(name, client)) is not None:
             return served
-        return await asyncio.to_thread(self._cache.get, name)
+        return await self._once((name, client), lambda: self._cache.get(name, client))
+
+    async def _once(self, key: Hashable, load: Callable[[], Served]) -> Served:
+        """Load in one thread for all who wait for it: those who wait for minutes leave room for others."""
+        task = self._loads.get(key)
+        if task is None:
+            task = self._loads[key] = asyncio.ensure_future(asyncio.to_thread(load))
+            task.add_done_callback(lambda done: self._loaded(key, done))
+        return await asyncio.shield(task)
+
+    def _loaded(self, key: Hashable, done: asyncio.Future[Served]) -> None:
+        del self._loads[key]
+        if not done.cancelled():
+            done.exception()  # perhaps nobody waits any more
 
     def _chosen(self, alias: Alias, client: str) -> Path:
         return self._aliases.locate(choose(alias, client or None), alias=alias.name)

@@ -71,12 +71,16 @@ def named(text: str) -> NamedRun:
 def local_artifact(text: str) -> Path:
     """Return the artifact on this machine that a word of the command line names.
 
-    :param text: A file or folder; else a run of this machine's workspace.
-    :raises ArtifactNotFound: When it is neither.
+    :param text: A file or folder; a URL in an artifact store, fetched once; else a run of this machine's
+        workspace.
+    :raises ArtifactNotFound: When it is none of these.
     """
     # Late: the store takes its time to load, which other verbs need not wait for.
+    from finetuner.fetched_artifacts import fetched
     from finetuner.run_store import RunStore
 
+    if "://" in text:
+        return fetched(text, workspace_dir())
     path = Path(text).expanduser()
     return path if path.exists() else RunStore(workspace_dir()).find_artifact(text)
 

@@ -40,6 +40,7 @@ _TEMPORARIES = (
     ("data", ".upload-*"),
     ("data", ".deleted-*"),
     ("aliases", ".*.json.*"),
+    ("fetched", ".new-*"),
 )
 
 

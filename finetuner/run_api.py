@@ -137,6 +137,8 @@ class RunAPI:
         record = self._records.get(run)
         if Status(record["status"]).is_waiting:
             record["position"] = self._supervisor.position(run)
+        if url := run.published_url():
+            record["artifact_url"] = url
         return record
 
     def _shown(self, runs: Iterable[Run]) -> Iterator[Record]:

@@ -16,6 +16,7 @@ runs/{experiment}/{run_name}/
   map.json       where the texts of its evaluations lie for the model, before and after
   data/          the texts it trains on and is evaluated with
   {run_name}.zip the artifact, once it is finished
+  published.json where in an object store the artifact is too, when there is one
 
 A copy of the folder on another volume is the same run: its claim is seen to be of no living process there.
 """
@@ -58,6 +59,7 @@ CHECKPOINTS = "checkpoints"
 HEARTBEAT_FILE = "heartbeat.json"
 CANCEL_FILE = "cancel.json"
 OUTPUT_FILE = "worker.txt"
+PUBLISHED_FILE = "published.json"
 
 SUBMITTED = "Run submitted and awaits execution"
 STOPPED = "Stopped with the service; it goes on with it"
@@ -306,6 +308,12 @@ class Run:
             raise RunCancelledError("The run was cancelled; it has no artifact.")
         if status is not Status.FINISHED:
             raise RunInProgressError("The run needs to be finished in order to save the artifact.")
+
+    def published_url(self) -> str:
+        """Return where in an object store the artifact is too; empty where it is in none, or not yet."""
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+            return str(read_json(self.folder / PUBLISHED_FILE)["url"])
+        return ""
 
     def clean_up(self) -> None:
         """Remove what only a run that goes on needs."""

@@ -319,3 +319,16 @@ def command():
         return result
 
     return run
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """Run an S3 with one bucket, `bucket`, that all of this process takes for Amazon's."""
+    from fake_s3 import open_s3
+
+    with open_s3("bucket") as store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-secret")
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield store

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 
-import fsspec
 import numpy as np
 import orjson
 import pyarrow as pa
@@ -18,6 +17,7 @@ from finetuner.corpus_output import CorpusOutput
 from finetuner.corpus_parts import Columns
 from finetuner.encoder import load_encoder
 from finetuner.errors import ConfigError, ConflictError
+from finetuner.object_store import file_system
 from finetuner.vectors import VectorOptions, VectorType, shape_vectors
 
 TEXTS = [
@@ -183,19 +183,24 @@ def test_a_mistake_leaves_no_folder(texts_file, tmp_path, artifact):
         CorpusOptions(rows_per_part=0)
 
 
-def test_an_object_store(texts_file, tmp_path, artifact):
-    system = fsspec.filesystem("memory")
-    system.pipe_file("/bucket/in/texts.txt", texts_file.read_bytes())
+@pytest.mark.parametrize("protocol", ["memory", "s3"])
+def test_an_object_store(protocol, texts_file, tmp_path, artifact, s3):
+    system, path = file_system(f"{protocol}://bucket/in/texts.txt")
+    system.pipe_file(path, texts_file.read_bytes())
+    root = path.removesuffix("/in/texts.txt")
     settings = CorpusOptions(rows_per_part=10)
     for numbers in ([0, 1, 2], []):
         corpus = Corpus(
-            ["memory://bucket/in/*.txt"], "memory://bucket/out", artifact=artifact, options=settings
+            [f"{protocol}://bucket/in/*.txt"],
+            f"{protocol}://bucket/out",
+            artifact=artifact,
+            options=settings,
         )
         assert [done.number for done in corpus.encode()] == numbers
         corpus.finish()
     tables = [
         parquet.read_table(pa.BufferReader(system.cat_file(path)))
-        for path in sorted(system.glob("/bucket/out/part-*"))
+        for path in sorted(system.glob(f"{root}/out/part-*"))
     ]
     expected = load_encoder(artifact).encode(TEXTS)
     np.testing.assert_allclose(vectors_of(pa.concat_tables(tables)), expected, atol=1e-6)

@@ -25,6 +25,7 @@ ORDER = (
         "metrics",
         "files",
         "file_cache",
+        "object_store",
         "json_lines",
         "lock",
         "holder",
@@ -70,8 +71,14 @@ ORDER = (
     *("quantization", "verdict", "states", "state_files"),
     *("run_metrics", "runs", "run_summary"),
     *("identity", "run_keys", "run_index", "run_store", "starting_model", "resubmission", "space"),
-    *("aliases", "targets", "alias_store", "alias_api", "retention"),
-    *("encoder_cache", "serving_metrics", "encode_parameters", "encode_request"),
+    *("artifact_store", "aliases", "targets", "alias_store", "alias_api", "retention"),
+    *(
+        "fetched_artifacts",
+        "encoder_cache",
+        "serving_metrics",
+        "encode_parameters",
+        "encode_request",
+    ),
     *("watchdog", "text_index", "named_models", "warm_up", "search_api", "encode_api"),
     *("corpus_files", "corpus_parts", "corpus_lines", "corpus_parquet", "corpus_rows"),
     *("corpus_output", "corpus", "ray_cluster", "corpus_ray"),
@@ -80,7 +87,7 @@ ORDER = (
     *("stopping", "worklog", "job", "worker"),
     *("run_queue", "silence", "interruption", "settling", "gpus"),
     *("worker_command", "tether", "ray_rank", "ray_run", "worker_process", "launcher"),
-    *("supervisor",),
+    *("publication", "supervisor"),
     *("run_parameters", "run_api"),
 )
 # What `import finetuner` loads: at module level only a few light modules of the core.

@@ -8,6 +8,7 @@ from typing import Any
 from docarray import Document, DocumentArray
 from jina import Executor, requests
 
+from finetuner.artifact_store import artifact_store_of
 from finetuner.backends import Backend, EncoderPrecision
 from finetuner.config import Device
 from finetuner.config import workspace_dir as resolve_workspace
@@ -45,6 +46,8 @@ class EncoderExecutor(Executor):
     :param max_model_bytes: What the artifacts kept loaded may take together; the one used longest ago
         goes first.
     :param workspace_dir: The volume; when None, ``FINETUNER_WORKSPACE``, else the user's data folder.
+    :param artifact_store: A URL such as ``s3://bucket/prefix``: artifacts that are not on the volume are
+        fetched from there, once; when None, ``FINETUNER_ARTIFACT_STORE``; empty for none.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class EncoderExecutor(Executor):
         max_queue_tokens: int = 100_000,
         max_model_bytes: int = 4 * 2**30,
         workspace_dir: str | None = None,
+        artifact_store: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -74,6 +78,7 @@ class EncoderExecutor(Executor):
             max_batch_tokens=max_batch_tokens,
             max_queue_tokens=max_queue_tokens,
             max_model_bytes=max_model_bytes,
+            artifact_store=artifact_store_of(artifact_store),
         )
         registry = getattr(self.runtime_args, "metrics_registry", None)
         if (

@@ -7,12 +7,14 @@ from typing import Any
 from docarray import DocumentArray
 from jina import Executor, requests
 
+from finetuner.artifact_store import ArtifactStore, artifact_store_of
 from finetuner.config import workspace_dir as resolve_workspace
 from finetuner.errors import MalformedRequestError, NotFoundError
 from finetuner.files import volume_trouble
 from finetuner.hardening import harden_docarray
 from finetuner.launcher import LauncherOptions
 from finetuner.log_format import set_up_logs
+from finetuner.publication import Publication
 from finetuner.run_api import RunAPI
 from finetuner.schema import read
 from finetuner.space import quota_of
@@ -61,6 +63,8 @@ class FinetunerExecutor(Executor):
     :param ray_memory_bytes: Memory for each process of a run there; 0 for any.
     :param allow_cpu_fallback: Whether a run that asks for a GPU may train on the CPU, with a warning,
         where there is none; else it is refused.
+    :param artifact_store: A URL such as ``s3://bucket/prefix``, where each finished artifact is put too,
+        for encoders that do not share the volume; when None, ``FINETUNER_ARTIFACT_STORE``; empty for none.
     :param quota_bytes: What may lie on the volume in all; what would go beyond is refused. When None,
         ``FINETUNER_QUOTA_BYTES``, which the gateway reads too, for uploads; else what the disk holds.
     """
@@ -78,6 +82,7 @@ class FinetunerExecutor(Executor):
         ray_n_gpus: float = 1.0,
         ray_memory_bytes: int = 0,
         allow_cpu_fallback: bool = True,
+        artifact_store: str | None = None,
         quota_bytes: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -94,6 +99,8 @@ class FinetunerExecutor(Executor):
             "ray_memory_bytes": ray_memory_bytes,
         }
         options = read(LauncherOptions, settings, "FinetunerExecutor")
+        url = artifact_store_of(artifact_store)
+        self._publication = Publication(workspace, ArtifactStore(url)) if url else None
         self._supervisor = Supervisor(
             workspace,
             max_parallel_runs=max_parallel_runs,
@@ -109,6 +116,8 @@ class FinetunerExecutor(Executor):
             quota_bytes=quota_of(quota_bytes),
         )
         self._supervisor.start()
+        if self._publication is not None:
+            self._publication.start()
 
     @requests(on="/fit")
     async def fit(self, docs: DocumentArray, parameters: dict[str, Any], **_: Any) -> DocumentArray:
@@ -172,5 +181,7 @@ class FinetunerExecutor(Executor):
 
     def close(self) -> None:
         """End the workers; their runs go on with the next service."""
+        if self._publication is not None:
+            self._publication.close()
         self._supervisor.close()
         super().close()
