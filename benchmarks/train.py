@@ -7,7 +7,7 @@ sides start from the same weights, see the same cleaned texts in batches of the 
 by our evaluation. Ours has the settings that the README recommends, the peer those of its documentation.
 The peer is installed once into an environment of its own. Each training runs in a process of its own;
 only the training is timed, tokenising included. A table on the standard error, JSON lines on the standard
-output. `--device cuda` has not been tried for want of a GPU.
+output.
 """
 
 from __future__ import annotations

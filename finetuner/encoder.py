@@ -26,7 +26,7 @@ from finetuner.config import Device
 from finetuner.data import check_text
 from finetuner.errors import ConfigError
 from finetuner.schema import convert
-from finetuner.tokens import TextTokenizer
+from finetuner.tokens import PAD_MULTIPLES, TextTokenizer
 
 if TYPE_CHECKING:
     from finetuner.models import LoadedModel
@@ -103,7 +103,7 @@ class Encoder:
         :returns: *Shape:* ``(n_texts, dim)`` float32.
         """
         embed = self.embed_alone if is_alone and self.embed_alone else self.embed
-        return embed(self.tokenizer.pad(token_ids))
+        return embed(self.tokenizer.pad(token_ids, multiple=PAD_MULTIPLES[self.device]))
 
 
 def torch_encoder(
@@ -184,6 +184,7 @@ def load_encoder(
     :raises ConfigError: When the artifact, the hardware or the backend has no such precision.
     """
     precision = convert(EncoderPrecision, precision, "precision")
+    backend = convert(Backend, backend, "backend")
     with unpacked(artifact) as (folder, manifest):
         backend, precision = choose(backend, precision, device, manifest=manifest)
         load = _load_torch if backend is Backend.TORCH else _load_onnx

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from finetuner.pair_losses import Targets
-from finetuner.tokens import TokenTable
+from finetuner.tokens import PAD_MULTIPLES, TokenTable
 
 Positions = NDArray[np.int64]
 # Of padded tokens: smaller matrices are multiplied more slowly, so that less would not pay.
@@ -89,8 +89,8 @@ class GradientComputer:
 
     def embed(self, positions: Positions) -> Tensor:
         """Return the vectors of some texts, *Shape:* ``(n_texts, dim)`` float32."""
-        inputs = self.tokens.pad(positions)
         device = self.accelerator.device
+        inputs = self.tokens.pad(positions, multiple=PAD_MULTIPLES[device.type])
         with self.accelerator.autocast():
             _, embeddings = self.model(*(torch.from_numpy(a).to(device) for a in inputs.values()))
         return embeddings  # type: ignore[no-any-return]  # a module's call is Any

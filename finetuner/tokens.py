@@ -20,6 +20,8 @@ from finetuner.files import read_json
 _SLICE_TEXTS = 10_000
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
 Inputs = dict[str, NDArray[np.int64]]
+# A GPU's library looks for the best kernel whenever matrices have a size that it has not met yet.
+PAD_MULTIPLES = {"cpu": 1, "cuda": 8}
 
 
 class Truncate(StrEnum):
@@ -184,14 +186,18 @@ class TextTokenizer:
                     )
         return list(token_ids)
 
-    def pad(self, token_ids: Sequence[Sequence[int] | NDArray[np.int32]]) -> Inputs:
+    def pad(
+        self, token_ids: Sequence[Sequence[int] | NDArray[np.int32]], *, multiple: int = 1
+    ) -> Inputs:
         """Put token ids side by side.
 
         :param token_ids: One or more texts.
+        :param multiple: Of which the width should be one, as far as the maximum length lets it.
         :returns: For each input name an array, *Shape:* ``(n_texts, longest)`` int64. Token types are
             all 0, which is what a single text has in every encoder that knows them.
         """
         longest = max(map(len, token_ids))
+        longest = max(longest, min(-(-longest // multiple) * multiple, self.max_length))
         ids = np.full((len(token_ids), longest), self.pad_id, dtype=np.int64)
         mask = np.zeros_like(ids)
         for row, text_ids in enumerate(token_ids):
@@ -235,8 +241,8 @@ class TokenTable:
         """Tokens of each text, *Shape:* ``(n_texts,)``."""
         return np.diff(self.offsets)
 
-    def pad(self, positions: Sequence[int] | NDArray[np.int64]) -> Inputs:
+    def pad(self, positions: Sequence[int] | NDArray[np.int64], *, multiple: int = 1) -> Inputs:
         """Return :meth:`TextTokenizer.pad` of the texts at some places, at least one."""
         return self.tokenizer.pad(
-            [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in positions]
+            [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in positions], multiple=multiple
         )

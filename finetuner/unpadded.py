@@ -64,9 +64,9 @@ def pack_batch(inputs: Inputs, *, first_position: int, device: torch.device) -> 
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     positions = places % mask.shape[1] + first_position  # the padding is behind each text
     rows = torch.from_numpy(np.stack([inputs["input_ids"].ravel()[places], positions, places]))
-    ids, position_ids, on_device = rows.to(device)
+    ids, position_ids, padded_places = rows.to(device)
     cumulated = torch.from_numpy(offsets.astype(np.int32)).to(device)
-    return Packed(ids[None], position_ids[None], on_device, cumulated, int(lengths.max()))
+    return Packed(ids[None], position_ids[None], padded_places, cumulated, int(lengths.max()))
 
 
 def can_unpad(model: EmbeddingModel) -> bool:

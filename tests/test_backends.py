@@ -10,7 +10,7 @@ from finetuner.config import Device, OnnxVariant
 from finetuner.device import has_fast_bf16
 from finetuner.encoder import torch_encoder
 from finetuner.errors import ConfigError, CorruptedArtifact
-from finetuner.models import load_model
+from finetuner.models import ModelOptions, load_model
 
 AUTO, TORCH, ONNX = Backend
 FP32, BF16, FP16, INT8 = (EncoderPrecision(name) for name in ("fp32", "bf16", "fp16", "int8"))
@@ -111,3 +111,21 @@ def test_bf16_is_near_to_fp32_and_float32_comes_out(tiny_model_folder):
     assert dtypes["backbone.encoder.layer.0.attention.self.query.weight"] is torch.bfloat16
     assert dtypes["backbone.embeddings.word_embeddings.weight"] is torch.float32
     np.testing.assert_array_equal(encoder.encode(texts), vectors)
+
+
+def test_a_head_stays_in_fp32(tiny_model_folder, monkeypatch):
+    """Torch computes bf16 on any CPU, if slowly."""
+    monkeypatch.setattr("finetuner.device.has_fast_bf16", lambda device: True)
+    loaded = load_model(tiny_model_folder, ModelOptions(output_dim=8))
+    texts = [f"text {i} " * (i % 7 + 1) for i in range(20)]
+    expected = torch_encoder(loaded).encode(texts)
+    prepare(loaded.model, BF16)
+    vectors = torch_encoder(loaded, precision=BF16).encode(texts)
+    assert (vectors * expected).sum(axis=1).min() >= 0.999
+    assert loaded.model.head.linear.weight.dtype is torch.float32
+
+
+def test_nothing_changes_in_fp32(tiny_model_folder):
+    loaded = load_model(tiny_model_folder)
+    prepare(loaded.model, EncoderPrecision.FP32)
+    assert {weight.dtype for weight in loaded.model.parameters()} == {torch.float32}

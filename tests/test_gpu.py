@@ -1,5 +1,7 @@
 """What only a GPU can show; skipped where there is none."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -204,13 +206,16 @@ def test_a_whole_run(submitted, work):
     np.testing.assert_allclose(on_gpu, vectors, atol=1e-5)
 
 
-def test_too_little_memory_is_said_in_words(submitted, work):
+def test_too_little_memory_is_said_in_words(submitted):
+    """In a process of its own, which has none of this one's memory to use again."""
     run = submitted()
-    torch.cuda.empty_cache()
-    total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(2**20 / total)
-    try:
-        assert work(run) == Exit.FAILED
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
+    source = (
+        "import sys, torch\n"
+        "total = torch.cuda.get_device_properties(0).total_memory\n"
+        "torch.cuda.set_per_process_memory_fraction(2**20 / total)\n"
+        "from finetuner import worker\n"
+        "sys.exit(worker.main(sys.argv[1]))\n"
+    )
+    command = [sys.executable, "-c", source, str(run.folder)]
+    assert subprocess.run(command, check=False).returncode == Exit.FAILED
     assert run.state().details.startswith("Out of memory: ")

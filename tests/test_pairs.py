@@ -76,14 +76,23 @@ def test_csv(content, options, expected):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("anchor,positive\na,b,c\n", "CSV row 1 has 3 columns, 2 are needed"),
-        ("a,b,1\nc,d,x\n", "CSV row 2: the third column must be a number, got `x`"),
-        ("a,b,1\nc,d,nan\n", "CSV row 2: the third column must be a number, got `nan`"),
+        (
+            "anchor,positive\na,b,c\n",
+            r"CSV row 1 \(line 2 of the file\) has 3 columns, 2 are needed",
+        ),
+        (
+            "a,b,1\nc,d,x\n",
+            r"CSV row 2 \(line 2 of the file\): the third column must be a number, got `x`",
+        ),
+        (
+            "a,b,1\nc,d,nan\n",
+            r"CSV row 2 \(line 2 .*\): the third column must be a number, got `nan`",
+        ),
         (
             "q1,q2,is_duplicate\na,b,1\n",
-            "CSV row 1: .*got `is_duplicate`.*name the columns: anchor",
+            r"CSV row 1 \(line 1 of the file\): .*got `is_duplicate`.*name the columns: anchor",
         ),
-        ("a,b,1\nc,d\n", "CSV row 2 has 2 columns, 3 are needed"),
+        ("a,b,1\nc,d\n", r"CSV row 2 \(line 2 of the file\) has 2 columns, 3 are needed"),
         ("anchor,positive\n", "no row of the CSV is left; it is a header alone"),
     ],
 )

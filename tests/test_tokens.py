@@ -184,3 +184,13 @@ def test_token_ids_are_taken_as_they_are(tiny_model_folder):
 def test_what_are_no_token_ids(tiny_model_folder, ids, message):
     with pytest.raises(DataError, match=message):
         _load(tiny_model_folder, 6).check_token_ids([[1], ids])
+
+
+@pytest.mark.parametrize(("longest", "width"), [(1, 8), (8, 8), (9, 16), (127, 128), (128, 128)])
+def test_a_width_may_be_a_multiple_up_to_the_maximum_length(tiny_model_folder, longest, width):
+    tokenizer = TextTokenizer.load(tiny_model_folder, max_length=128, input_names=INPUT_NAMES)
+    inputs = tokenizer.pad([[5] * longest, [7]], multiple=8)
+    assert inputs["attention_mask"].shape == (2, width)
+    assert inputs["attention_mask"].sum(axis=1).tolist() == [longest, 1]
+    short = TextTokenizer.load(tiny_model_folder, max_length=10, input_names=INPUT_NAMES)
+    assert short.pad([[5] * 9], multiple=8)["input_ids"].shape == (1, 10)

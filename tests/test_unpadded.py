@@ -8,7 +8,13 @@ from transformers import AutoConfig, AutoModel
 from finetuner.models import EmbeddingModel
 from finetuner.pooling import Pooler
 from finetuner.tokens import INPUT_NAMES
-from finetuner.unpadded import can_unpad, embed_unpadded, is_unpadded, pack_batch, unpad_attention
+from finetuner.unpadded import (
+    can_unpad,
+    embed_unpadded,
+    is_unpadded,
+    pack_batch,
+    unpad_attention,
+)
 
 _TYPES = ["bert", "camembert", "electra", "roberta", "xlm-roberta"]
 _SIZES = {
