@@ -14,6 +14,8 @@ from finetuner.holder import Life, life_of, send_signal
 from finetuner.run_store import RunStore
 from finetuner.states import Status
 
+from .conftest import free_port
+
 pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[2]
@@ -191,8 +193,9 @@ def test_taken_port_is_named(workspace):
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         port = holder.getsockname()[1]
+        ports = ("--grpc-port", str(free_port()), "--http-port", str(port))
         result = subprocess.run(
-            [sys.executable, "-m", "finetuner.cli", "serve", "--http-port", str(port)],
+            [sys.executable, "-m", "finetuner.cli", "serve", *ports],
             env={**os.environ, "FINETUNER_WORKSPACE": str(workspace)},
             capture_output=True,
             text=True,
