@@ -358,3 +358,19 @@ def test_batches_of_a_cpu_hold_as_many_tokens_as_its_cache(tiny_model_folder, tm
     assert all(n_texts <= 50 and n_texts * length <= 384 for n_texts, length in shapes)
     one_by_one = np.concatenate([encoder.encode([text]) for text in texts])
     np.testing.assert_allclose(found, one_by_one, atol=1e-6)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_onnx_runtime_without_a_gpu_says_that_it_takes_the_cpu(tiny_model_folder, tmp_path, caplog):
+    pytest.importorskip("onnxruntime")
+    artifact, _ = _artifact(tiny_model_folder, tmp_path, has_onnx=True)
+    encoder = load_encoder(artifact, backend="onnx", device=Device.CUDA)
+    assert (encoder.backend, encoder.device) == (Backend.ONNX, "cpu")
+    assert "ONNX Runtime has no GPU here: using the CPU" in caplog.text
+
+
+def test_a_backend_goes_by_name(tiny_model_folder, tmp_path):
+    artifact, _ = _artifact(tiny_model_folder, tmp_path, has_onnx=True)
+    assert load_encoder(artifact, backend="torch").backend is Backend.TORCH
+    with pytest.raises(ConfigError, match="backend"):
+        load_encoder(artifact, backend="tensorflow")

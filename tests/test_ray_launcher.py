@@ -99,14 +99,18 @@ def test_a_run_one_of_whose_processes_is_killed_goes_on(service, request_of, tmp
     assert len(_losses(run)) == 120
 
 
-def test_a_run_at_work_can_be_cancelled(service, request_of, tmp_path):
-    run = submit(request_of("long", epochs=1000, n_processes=2), tmp_path)
+def _cancel_at_work(service, run):
+    """Cancel a run of two processes that is at work; nothing of it is left."""
     service.wake()
     wait_until(lambda: len(_losses(run)) > 3)
     service.cancel(run)
     wait_until(lambda: run.state().status.is_terminal and not service._workers)
     assert [state.status for state in run.history()] == ["CREATED", "STARTED", "CANCELLED"]
     wait_until(lambda: not any(_is_rank(p, "1", run) for p in psutil.process_iter()))
+
+
+def test_a_run_at_work_can_be_cancelled(service, request_of, tmp_path):
+    _cancel_at_work(service, submit(request_of("long", epochs=1000, n_processes=2), tmp_path))
 
 
 def test_runs_by_rays_client(ray_cluster, start, request_of, tmp_path, work):
@@ -119,13 +123,7 @@ def test_runs_by_rays_client(ray_cluster, start, request_of, tmp_path, work):
     wait_until(lambda: two.state().status.is_terminal)
     assert [state.status for state in two.history()] == ["CREATED", "STARTED", "FINISHED"]
     assert _losses(two) == pytest.approx(_losses(one), rel=1e-5)
-    run = submit(request_of("long", epochs=1000, n_processes=2), tmp_path)
-    service.wake()
-    wait_until(lambda: len(_losses(run)) > 3)
-    service.cancel(run)
-    wait_until(lambda: run.state().status.is_terminal and not service._workers)
-    assert [state.status for state in run.history()] == ["CREATED", "STARTED", "CANCELLED"]
-    wait_until(lambda: not any(_is_rank(p, "1", run) for p in psutil.process_iter()))
+    _cancel_at_work(service, submit(request_of("long", epochs=1000, n_processes=2), tmp_path))
 
 
 def test_a_run_goes_on_whose_stand_in_is_killed_though_the_cluster_waits_for_it(
